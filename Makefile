@@ -1,0 +1,28 @@
+# make demo and make test need Python 3.11 or newer and make; each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONPATH :=
+
+.PHONY: demo test lint clean
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .venv/ready
+
+demo: .venv/ready
+	$(BIN)/python -m datamodules.invented runs/demo/hub
+	$(BIN)/python main.py fit --config demo/base.yaml
+	$(BIN)/python main.py fit --config demo/adapt.yaml
+	$(BIN)/python main.py validate --run_dir runs/demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs/demo

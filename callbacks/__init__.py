@@ -1,0 +1,1 @@
+"""What happens around training: profiling, checkpoints, the console and the run folder."""

@@ -1,0 +1,62 @@
+"""The best and the last checkpoint of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from lightning_app.files import sweep_temporary_files
+
+LAST = "last.ckpt"
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint with the lowest target loss, named after its step and that loss."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best-step{step:06d}-loss{val/loss:.4f}",
+            monitor="val/loss",
+            mode="min",
+            save_top_k=1,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after a validation in training; the one before training is no result."""
+        if trainer.global_step > 0:
+            super().on_validation_end(trainer, pl_module)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state, saved after every validation and at the end: what a killed run goes on from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LAST
+        self._saved_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Removes what a killed save left behind."""
+        if stage == "fit" and trainer.is_global_zero:
+            sweep_temporary_files(self.path.parent)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after the best checkpoint was decided on."""
+        self._save(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Asks for a validation after the last step, wherever it falls."""
+        if trainer.global_step >= trainer.total_steps:  # type: ignore[attr-defined]
+            trainer.should_stop = True
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self._saved_step == trainer.global_step:
+            return
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(self.path)

@@ -1,0 +1,183 @@
+"""Keeps the run folder: configuration, versions, subnetwork, metrics and the summary."""
+
+import json
+import math
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from datamodules.glotcc import GlotCCDataModule
+from lightning_app import __version__
+from lightning_app.files import disk_full, is_disk_full, write_json, write_text
+from lightning_app.module import SparseSubnetModule
+from lightning_app.progress import duration, short
+from lightning_app.report import format_losses
+from lightning_app.run import CONFIG, RECORD, SUBNETWORK, Run, best_checkpoint
+
+_PACKAGES = ("torch", "lightning", "transformers", "datasets", "tokenizers", "safetensors", "torchmetrics")
+
+
+class RunRecord(Callback):
+    """Writes the run folder as the run goes on; everything but the metrics is written atomically.
+
+    Args:
+        run: The run and its folder.
+        config_yaml: The resolved configuration.
+    """
+
+    def __init__(self, run: Run, config_yaml: str) -> None:
+        self.run, self.config_yaml = run, config_yaml
+        self._started = time.time()
+
+    def setup(self, trainer: Trainer, pl_module: SparseSubnetModule, stage: str) -> None:  # type: ignore[override]
+        """Saves configuration and record before anything expensive, so that the folder explains itself."""
+        if stage == "fit" and trainer.is_global_zero:
+            write_text(self.run.folder / CONFIG, self.config_yaml)
+            self._write_record(trainer, pl_module, "started")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+        """Saves the subnetwork that is trained."""
+        if trainer.is_global_zero:
+            if pl_module.subnetwork is not None:
+                pl_module.subnetwork.save(self.run.folder / SUBNETWORK)
+            self._write_record(trainer, pl_module, "training")
+
+    def on_train_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+        """Drops metrics of steps that are about to be made again, and logs the values before training."""
+        for logger in trainer.loggers:
+            if isinstance(logger, JSONLLogger):
+                logger.rewind(trainer.global_step)
+                if trainer.global_step == 0:
+                    logger.log_metrics({f"val/loss/{code}": loss for code, (loss, _) in pl_module.before.items()}, 0)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the training loss every ``log_every_n_steps``."""
+        step = trainer.global_step
+        if (batch_idx + 1) % (cast(Any, trainer).log_every_n_steps * trainer.accumulate_grad_batches) == 0:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/loss": float(outputs["loss"]), "train/lr": rate}, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+        """Writes the summary; the run is complete when this is written."""
+        if trainer.is_global_zero and trainer.global_step >= trainer.total_steps:  # type: ignore[attr-defined]
+            write_text(self.run.folder / "summary.md", self._summary(trainer, pl_module))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+        """Marks the run complete and says where its files are."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.global_step < trainer.total_steps:  # type: ignore[attr-defined]
+            return
+        self._write_record(trainer, pl_module, "complete")
+        best = best_checkpoint(self.run.folder)
+        print(f"done: {self.run.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
+
+    def _write_record(self, trainer: Trainer, module: SparseSubnetModule, status: str) -> None:
+        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        versions = {name: metadata.version(name) for name in _PACKAGES}
+        record = {
+            "status": status,
+            "configuration": self.run.configuration,
+            "neuroglot": __version__,
+            "python": platform.python_version(),
+            "versions": versions,
+            "base": module.identity.as_dict() if hasattr(module, "identity") else None,
+            "tokenizer": data.tokenizer_digest,
+            "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
+            "flores": data.flores,
+            "processes": trainer.world_size,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        }
+        write_json(self.run.folder / RECORD, record)
+
+    def _summary(self, trainer: Trainer, module: SparseSubnetModule) -> str:
+        target = module.language.short if module.language is not None else None
+        trained, total = module.trainable_parameters, module.identity.parameters
+        steps = trainer.total_steps  # type: ignore[attr-defined]
+        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        sequences = steps * trainer.accumulate_grad_batches * data.batch_size * trainer.world_size
+        best = best_checkpoint(self.run.folder)
+        lines = [
+            f"# {module.language or 'New base'} · {module.base_name or 'new'}",
+            "",
+            f"- trained {short(trained)} of {short(total)} parameters ({100 * trained / total:.2f} %)",
+            f"- {steps} steps, {short(sequences * data.tokens_per_sequence)} tokens, "
+            f"{duration(time.time() - self._started)} since this process started",
+            f"- best checkpoint: {best.name if best else 'none'}",
+        ]
+        if module.subnetwork is not None:
+            subnetwork = module.subnetwork
+            lines.append(
+                f"- {len(subnetwork.of(module.target))} neurons, pool {' '.join(subnetwork.pool)}"
+                + (f", rate {subnetwork.rate:g}" if subnetwork.rate is not None else "")
+            )
+        lines += ["", "FLORES dev after the last step (nats per token, bits per byte), and the change:", ""]
+        return "\n".join([*lines, "```", format_losses(module.before, module.after, target), "```", ""])
+
+
+class JSONLLogger(Logger):
+    """Appends one JSON line per logged step to metrics.jsonl. A restarted run appends to the same file.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        return "jsonl"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Path:
+        """The file."""
+        return self.path
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends a line."""
+        row = {"step": step, "time": round(time.time(), 3)}
+        row |= {key: value for key, value in metrics.items() if key != "epoch" and math.isfinite(value)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(self.path) from error
+            raise
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in config.yaml."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drops lines of later steps, and a line that a killed run left unfinished."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] is not None and row["step"] <= step and step > 0:
+                kept.append(line)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,1 @@
+"""Text to tokens: sources, token cache, chunking, order, and the LightningDataModule that serves them."""

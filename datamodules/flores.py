@@ -1,0 +1,187 @@
+"""FLORES as validation text: parallel sentences in over 200 languages, never trained on.
+
+Read from FLORES+ on the hub (gated), from the public FLORES-200 tarball, or from a local folder of either layout.
+"""
+
+import tarfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.sources import _hub_errors, gated
+from lightning_app.errors import UserError
+from lightning_app.files import replacing
+from lightning_app.languages import Language
+
+FLORES_PLUS = "openlanguagedata/flores_plus"
+TARBALL = "https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz"
+
+Split = Literal["dev", "devtest"]
+
+_ALTERNATIVES = "--data.flores tarball (FLORES-200, public) or --data.flores FOLDER"
+
+
+@dataclass(frozen=True)
+class FloresBlock:
+    """Sentences joined to one sequence.
+
+    Attributes:
+        input_ids: A start token and the text's tokens, int64 (T,), so that every token of the text is predicted.
+        text_bytes: UTF-8 bytes of the text, for bits per byte.
+    """
+
+    input_ids: Tensor
+    text_bytes: int
+
+
+def read_flores(source: str, language: Language, split: Split, cache_dir: Path) -> list[str]:
+    """Returns a language's sentences; dev without those that devtest holds too.
+
+    Args:
+        source: ``openlanguagedata/flores_plus``, ``tarball``, the address or path of a .tar.gz, or a folder.
+        language: Whose sentences.
+        split: dev to validate and devtest to test.
+        cache_dir: Where the tarball is kept.
+
+    Raises:
+        UserError: The source lacks the language, is gated, or cannot be reached.
+    """
+    sentences = _read_split(source, language, split, cache_dir)
+    if split == "dev":
+        devtest = set(_read_split(source, language, "devtest", cache_dir))
+        sentences = [sentence for sentence in sentences if sentence not in devtest]
+    return sentences
+
+
+def _read_split(source: str, language: Language, split: Split, cache_dir: Path) -> list[str]:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _read_folder(folder, language, split)
+    if source == "tarball" or source.endswith((".tar.gz", ".tgz")):
+        return _read_tarball(_tarball(source, cache_dir), language, split)
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"--data.flores {source} is neither a folder here nor a data set OWNER/NAME nor a .tar.gz")
+    return _read_hub(source, language, split)
+
+
+def _read_hub(repository: str, language: Language, split: Split) -> list[str]:
+    code = language.code("flores_plus")
+    try:
+        with _hub_errors(repository, _ALTERNATIVES):
+            path = hf_hub_download(repository, f"{split}/{code}.parquet", repo_type="dataset")
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"cannot reach {repository}; run again with a network, or {_ALTERNATIVES}") from error
+    except EntryNotFoundError as error:
+        raise _lacks(repository, language, code) from error
+    except UserError as error:
+        if "is gated" in str(error):
+            raise gated(repository, _ALTERNATIVES) from error
+        raise
+    return _parquet_sentences(Path(path))
+
+
+def _read_folder(folder: Path, language: Language, split: Split) -> list[str]:
+    codes = [code for code in (language.flores_plus, language.flores_200) if code]
+    roots = [folder, folder / "openlanguagedata" / "flores_plus", folder / "flores200_dataset"]
+    for root in roots:
+        for code in codes:
+            if (parquet := root / split / f"{code}.parquet").is_file():
+                return _parquet_sentences(parquet)
+            if (plain := root / split / f"{code}.{split}").is_file():
+                return _plain_sentences(plain.read_bytes(), plain)
+    raise _lacks(str(folder), language, " or ".join(codes))
+
+
+def _read_tarball(path: Path, language: Language, split: Split) -> list[str]:
+    code = language.code("flores_200")
+    try:
+        with tarfile.open(path) as archive:
+            member = next((m for m in archive if m.name.endswith(f"/{split}/{code}.{split}")), None)
+            content = archive.extractfile(member) if member is not None else None
+            if content is None:
+                raise _lacks(str(path), language, code)
+            return _plain_sentences(content.read(), path)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a readable FLORES-200 tarball ({error}); delete it and run again") from error
+
+
+def _tarball(source: str, cache_dir: Path) -> Path:
+    url = TARBALL if source == "tarball" else source
+    if "://" not in url:
+        path = Path(url).expanduser()
+        if not path.is_file():
+            raise UserError(f"there is no FLORES tarball at {path}; check --data.flores")
+        return path
+    path = cache_dir / "flores" / url.rsplit("/", 1)[-1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            try:
+                with replacing(path) as temporary:
+                    urllib.request.urlretrieve(url, temporary)
+            except (URLError, ConnectionError, TimeoutError) as error:
+                raise UserError(
+                    f"cannot download {url} ({error}); run again with a network, or --data.flores FOLDER"
+                ) from error
+    return path
+
+
+def _parquet_sentences(path: Path) -> list[str]:
+    try:
+        return pq.read_table(path, columns=["text"]).column("text").to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a FLORES+ file with a 'text' column: {error}") from error
+
+
+def _plain_sentences(content: bytes, path: Path) -> list[str]:
+    try:
+        return [line for line in content.decode("utf-8").split("\n") if line]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}") from error
+
+
+def _lacks(source: str, language: Language, code: str) -> UserError:
+    return UserError(f"FLORES ({source}) has no {language}: no {code}; take it off --data.watch, or give a folder")
+
+
+def join_blocks(sentences: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[FloresBlock]:
+    """Joins sentences with spaces into blocks of at most ``block_size`` tokens, in order; a longer sentence is split.
+
+    Every block begins with the tokenizer's BOS token, or EOS where it has none (what ends a document in training), so
+    that all tokens of the text are predicted and bits per byte count all of its bytes.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    blocks: list[FloresBlock] = []
+    ids: list[int] = []
+    text_bytes = 0
+    for sentence, joined in _joined(sentences):
+        pieces = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
+        if ids and 1 + len(ids) + len(pieces) > block_size:
+            blocks.append(FloresBlock(torch.tensor([start, *ids]), text_bytes))
+            ids, text_bytes = [], 0
+            joined = sentence
+            pieces = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
+        text_bytes += len(joined.encode())
+        ids += pieces
+        while 1 + len(ids) > block_size:
+            blocks.append(FloresBlock(torch.tensor([start, *ids[: block_size - 1]]), text_bytes))
+            ids, text_bytes = ids[block_size - 1 :], 0
+    if ids:
+        blocks.append(FloresBlock(torch.tensor([start, *ids]), text_bytes))
+    return blocks
+
+
+def _joined(sentences: list[str]) -> Iterator[tuple[str, str]]:
+    for index, sentence in enumerate(sentences):
+        yield sentence, f" {sentence}" if index else sentence

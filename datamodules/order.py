@@ -1,0 +1,66 @@
+"""The order of training: a pure function of the seed and of how many blocks there are.
+
+No part of it depends on workers, prefetching or the number of processes, so a run can go on anywhere, on any number
+of processes, from the count of sequences that were consumed.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def training_order(available: Sequence[int], wanted: Sequence[int], seed: int) -> Tensor:
+    """Returns positions into the concatenation of several sets of blocks, int64 (sum of ``wanted``,).
+
+    Each set is shuffled and passed as often as needed, a fresh shuffle each time; the sets are mixed evenly.
+
+    Args:
+        available: Blocks in each set.
+        wanted: Blocks to draw from each set.
+        seed: Of the shuffles.
+
+    >>> sorted(training_order([3, 2], [3, 4], seed=0).tolist())
+    [0, 1, 2, 3, 3, 4, 4]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn, offset = [], 0
+    for size, count in zip(available, wanted, strict=True):
+        passes = [torch.randperm(size, generator=generator) for _ in range(-(-count // size) if count else 0)]
+        drawn.append(torch.cat(passes)[:count] + offset if passes else torch.empty(0, dtype=torch.int64))
+        offset += size
+    labels = torch.cat([torch.full((count,), which) for which, count in enumerate(wanted)])
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    order = torch.empty(len(labels), dtype=torch.int64)
+    for which, positions in enumerate(drawn):
+        order[labels == which] = positions
+    return order
+
+
+class ResumableBatches:
+    """Batches of one process: rank r takes the positions consumed + r, step world size.
+
+    Every process gets the same number of batches, by construction.
+
+    Args:
+        order: Positions of all sequences, the same on all processes.
+        batch_size: Sequences per batch and process.
+        rank: Of this process.
+        world_size: Number of processes.
+        consumed: Sequences that all processes together have consumed already.
+        batches_done: Batches that a resumed loop has counted already; they count in the length.
+    """
+
+    def __init__(
+        self, order: Tensor, batch_size: int, rank: int, world_size: int, consumed: int = 0, batches_done: int = 0
+    ) -> None:
+        self.order, self.batch_size, self.rank, self.world_size = order, batch_size, rank, world_size
+        self.consumed, self.batches_done = consumed, batches_done
+
+    def __len__(self) -> int:
+        return self.batches_done + (len(self.order) - self.consumed) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.batch_size * self.world_size
+        for start in range(self.consumed, len(self.order) - step + 1, step):
+            yield self.order[start + self.rank : start + step : self.world_size].tolist()

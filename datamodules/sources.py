@@ -1,0 +1,310 @@
+"""Where text comes from: GlotCC on the hub, a folder in its layout, or the user's own files.
+
+A source yields batches of documents with a position that can be stored as JSON and read on from.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.parquet as pq
+from datasets import IterableDataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from lightning_app.errors import UserError
+from lightning_app.files import digest
+from lightning_app.languages import Language
+
+_BATCH = 256
+_DOCUMENT_CHARACTERS = 1_000_000
+_TEXT_COLUMNS = ("content", "text")
+
+Position = dict[str, Any] | None
+DocumentBatches = Iterator[tuple[list[str], Position]]
+
+
+class UnreachableError(UserError):
+    """A remote source could not be reached; what is cached may still serve."""
+
+
+class TextSource(Protocol):
+    """Documents of one language in a fixed order."""
+
+    def identity(self) -> dict[str, str]:
+        """Returns data set, configuration and revision: what the tokens depend on besides the tokenizer."""
+        ...
+
+    def batches(self, position: Position) -> DocumentBatches:
+        """Yields lists of documents, each with the position after it, starting at ``position`` (None: the start)."""
+        ...
+
+
+@dataclass
+class HubSource:
+    """A configuration of a data set on the Hugging Face hub, streamed.
+
+    Args:
+        repository: Data set with one configuration per GlotCC code.
+        language: Whose documents.
+        revision: Branch, tag or commit.
+    """
+
+    repository: str
+    language: Language
+    revision: str
+
+    def identity(self) -> dict[str, str]:
+        """Returns the identity with the revision resolved to a commit.
+
+        Raises:
+            UnreachableError: No network.
+            UserError: No such repository or revision, or it is gated.
+        """
+        with _hub_errors(self.repository, "--data.source FOLDER or --data.files reads your own text"):
+            commit = HfApi().dataset_info(self.repository, revision=self.revision).sha
+        return {"data set": self.repository, "configuration": self.language.glotcc, "revision": str(commit)}
+
+    def batches(self, position: Position) -> DocumentBatches:
+        stream = self._stream()
+        if position is not None:
+            stream.load_state_dict(position)
+        batches = stream.iter(batch_size=_BATCH)
+        try:
+            with _hub_errors(self.repository, "run the same command again: it goes on where it stopped"):
+                for batch in batches:
+                    yield batch["content"], stream.state_dict()
+        finally:
+            # An unfinished stream can abort the interpreter at exit: close it before it is forgotten.
+            if hasattr(batches, "close"):
+                batches.close()
+            del batches, stream
+
+    def _stream(self) -> IterableDataset:
+        with _hub_errors(self.repository, "run the same command again once it can be reached"):
+            try:
+                stream = load_dataset(
+                    self.repository, self.language.glotcc, split="train", streaming=True, revision=self.revision
+                )
+            except ValueError as error:
+                if "BuilderConfig" in str(error):
+                    raise UserError(
+                        f"{self.repository} has no {self.language}: no configuration '{self.language.glotcc}'; "
+                        "check the code, or give your own text with --data.files"
+                    ) from error
+                raise
+        return stream.select_columns(["content"])
+
+
+class _hub_errors:  # noqa: N801 - used as a statement
+    """Turns what the hub's clients raise into one line that says what to do."""
+
+    def __init__(self, repository: str, advice: str) -> None:
+        self.repository, self.advice = repository, advice
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None or isinstance(error, (UserError, GeneratorExit)):
+            return
+        if _is(error, GatedRepoError):
+            raise gated(self.repository) from error
+        if _is(error, RevisionNotFoundError):
+            raise UserError(f"{self.repository} has no such revision; check --data.revision") from error
+        if _is(error, RepositoryNotFoundError) or (
+            isinstance(error, DatasetNotFoundError) and not _is(error, ConnectionError)
+        ):
+            raise UserError(f"there is no data set {self.repository} on the hub; {self.advice}") from error
+        if is_network_error(error):
+            raise UnreachableError(f"cannot reach {self.repository} at {constants.ENDPOINT}; {self.advice}") from error
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Tells whether ``error`` is a failed connection, also where a client wrapped it."""
+    if isinstance(error, (ConnectionError, TimeoutError, OfflineModeIsEnabled, HfHubHTTPError)):
+        return True
+    if any(base.__name__ in ("TransportError", "RequestException", "ClientError") for base in type(error).__mro__):
+        return True  # httpx, requests and aiohttp, whichever the hub's clients use
+    inner = error.__cause__ or error.__context__
+    return inner is not None and is_network_error(inner)
+
+
+def _is(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def gated(repository: str, alternatives: str = "--data.source FOLDER or --data.files") -> UserError:
+    """Returns the error for a gated data set without token or accepted terms."""
+    page = f"https://huggingface.co/datasets/{repository}"
+    return UserError(
+        f"{repository} is gated: open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN; "
+        f"or use other data: {alternatives}"
+    )
+
+
+@dataclass
+class FileSource:
+    """Local files: .parquet with a ``content`` or ``text`` column, .jsonl with such a key, or UTF-8 .txt.
+
+    In .txt, blank lines separate documents. Files are read in the given order.
+    """
+
+    files: list[Path]
+    configuration: str
+
+    def identity(self) -> dict[str, str]:
+        """Returns an identity over names, sizes and the ends of the files.
+
+        Raises:
+            UserError: A file is missing or of an unknown kind.
+        """
+        parts = []
+        for path in self.files:
+            if not path.is_file():
+                raise UserError(f"there is no text file at {path}; check --data.files")
+            if path.suffix not in _READERS:
+                raise UserError(f"cannot read {path}: expected one of {', '.join(_READERS)}")
+            with path.open("rb") as file:
+                head = file.read(1 << 20)
+                file.seek(max(0, path.stat().st_size - (1 << 20)))
+                parts.append([path.name, path.stat().st_size, head.hex()[:4096], digest(head.hex(), file.read().hex())])
+        folder = str(self.files[0].parent.name) if self.files else ""
+        return {"data set": f"files in {folder}", "configuration": self.configuration, "revision": digest(parts)}
+
+    def batches(self, position: Position) -> DocumentBatches:
+        position = position or {"file": 0, "offset": 0}
+        for index in range(position["file"], len(self.files)):
+            path = self.files[index]
+            offset = position["offset"] if index == position["file"] else 0
+            for documents, after in _READERS[path.suffix](path, offset):
+                yield documents, {"file": index, "offset": after}
+
+
+def _read_parquet(path: Path, row: int) -> Iterator[tuple[list[str], int]]:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {error}") from error
+    column = next((name for name in _TEXT_COLUMNS if name in file.schema_arrow.names), None)
+    if column is None:
+        raise UserError(f"{path} has no column 'content' or 'text', only {', '.join(file.schema_arrow.names)}")
+    start = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if start + rows > row:
+            texts = file.read_row_group(group, columns=[column]).column(0).to_pylist()
+            for first in range(max(0, row - start), rows, _BATCH):
+                batch = texts[first : first + _BATCH]
+                yield [text for text in batch if text], start + first + len(batch)
+        start += rows
+
+
+def _read_text(path: Path, offset: int) -> Iterator[tuple[list[str], int]]:
+    """Yields documents and byte offsets. Lines end at a line feed only: corpora contain other separators."""
+    documents: list[str] = []
+    lines: list[str] = []
+    size = 0
+    for line, after in _lines(path, offset):
+        if line.strip():
+            lines.append(line)
+            size += len(line)
+        if lines and (not line.strip() or size >= _DOCUMENT_CHARACTERS):
+            documents.append("".join(lines).strip("\n"))
+            lines, size = [], 0
+        if len(documents) >= _BATCH and not lines:
+            yield documents, after
+            documents = []
+    if lines:
+        documents.append("".join(lines).strip("\n"))
+    if documents:
+        yield documents, path.stat().st_size
+
+
+def _read_jsonl(path: Path, offset: int) -> Iterator[tuple[list[str], int]]:
+    documents: list[str] = []
+    after = offset
+    for line, after in _lines(path, offset):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} has a line that is no JSON, ending at byte {after}: {error}") from error
+        text = next((row[key] for key in _TEXT_COLUMNS if isinstance(row, dict) and key in row), None)
+        if not isinstance(text, str):
+            raise UserError(f"{path} has a line without a string 'content' or 'text', ending at byte {after}")
+        documents.append(text)
+        if len(documents) >= _BATCH:
+            yield documents, after
+            documents = []
+    if documents:
+        yield documents, after
+
+
+def _lines(path: Path, offset: int) -> Iterator[tuple[str, int]]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        for raw in file:
+            try:
+                yield raw.decode("utf-8-sig" if offset == 0 else "utf-8"), offset + len(raw)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path} is not UTF-8: byte {offset + error.start} is 0x{raw[error.start]:02x}; "
+                    "convert it, for example with iconv"
+                ) from error
+            offset += len(raw)
+
+
+_READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_text}
+
+
+def open_source(source: str, language: Language, revision: str, files: list[str] | None = None) -> TextSource:
+    """Returns where a language's text comes from: ``files`` if given, else a folder in GlotCC's layout, else the hub.
+
+    Raises:
+        UserError: The folder lacks the language.
+    """
+    if files:
+        return FileSource([path for pattern in files for path in _expand(pattern)], language.glotcc)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise UserError(f"--data.source {source} is neither a folder here nor a data set OWNER/NAME on the hub")
+        return HubSource(source, language, revision)
+    root = next((r for r in (folder, folder / "cis-lmu" / "GlotCC-V1") if (r / "v1.0").is_dir()), folder)
+    shards = sorted((root / "v1.0" / language.glotcc).glob("*.parquet"), key=_shard_number)
+    if not shards:
+        raise UserError(
+            f"{folder} has no {language}: no {root / 'v1.0' / language.glotcc}/*.parquet; "
+            "check the code, or give your own text with --data.files"
+        )
+    return FileSource(shards, language.glotcc)
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in _READERS)
+    if any(mark in pattern for mark in "*?["):
+        return sorted(Path(path.anchor or os.curdir).glob(str(path.relative_to(path.anchor) if path.anchor else path)))
+    return [path]
+
+
+def _shard_number(path: Path) -> tuple[int, str]:
+    digits = path.stem.rsplit("_", 1)[-1]
+    return (int(digits) if digits.isdigit() else 0, path.name)

@@ -1,0 +1,93 @@
+"""Tokenizers: the base model's, or a byte-level BPE trained on the run's own text for a base from scratch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from datamodules.sources import TextSource, is_network_error
+from lightning_app.errors import UserError
+from lightning_app.files import digest
+
+END_OF_TEXT = "<|endoftext|>"
+_SAMPLE_BYTES = 20_000_000
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from the hub or a folder.
+
+    Raises:
+        UserError: There is none, it is gated or out of reach, or it has no EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise unloadable("tokenizer", name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
+    return tokenizer
+
+
+def unloadable(what: str, name: str, error: BaseException) -> UserError:
+    """Returns one line for what transformers says at length when it cannot load something."""
+    reason = " ".join(str(error).split())
+    if "gated" in reason or "restricted" in reason:
+        return UserError(
+            f"{name} is gated: open https://huggingface.co/{name}, accept its terms, then run `hf auth login` or set "
+            "HF_TOKEN; or name another --model.base"
+        )
+    if is_network_error(error) or "couldn't connect" in reason.lower() or "offline" in reason.lower():
+        return UserError(f"cannot reach the hub for the {what} of {name} and it is not cached; or give a local folder")
+    return UserError(f"cannot load the {what} of {name}: {reason[:200]}; check --model.base")
+
+
+def train_tokenizer(
+    sources: list[tuple[TextSource, float]], vocab_size: int, cache_dir: Path
+) -> PreTrainedTokenizerBase:
+    """Trains a byte-level BPE on about 20 MB of the sources' text, each by its share, or loads it where it was.
+
+    Args:
+        sources: Texts and their shares.
+        vocab_size: Entries, with the 256 bytes and the end-of-text token among them.
+        cache_dir: Keeps the tokenizer under ``tokenizers/``.
+    """
+    if vocab_size < 257:
+        raise UserError(f"--data.train_tokenizer is {vocab_size}; expected at least 257 (256 bytes and end of text)")
+    key = digest([[source.identity(), share] for source, share in sources], vocab_size)
+    folder = cache_dir / "tokenizers" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "tokenizer.json").exists():
+            backend = Tokenizer(models.BPE())
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                special_tokens=[END_OF_TEXT],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            )
+            backend.train_from_iterator(_sample(sources), trainer=trainer)
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+            )
+            temporary = folder.with_suffix(".partial")
+            tokenizer.save_pretrained(temporary)
+            temporary.rename(folder)
+    return load_tokenizer(str(folder))
+
+
+def _sample(sources: list[tuple[TextSource, float]]) -> Iterator[str]:
+    total = sum(share for _, share in sources)
+    for source, share in sources:
+        left = _SAMPLE_BYTES * share / total
+        batches = source.batches(None)
+        for documents, _ in batches:
+            for document in documents:
+                left -= len(document.encode())
+                yield document
+            if left <= 0:
+                break
+        getattr(batches, "close", lambda: None)()

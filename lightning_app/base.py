@@ -1,0 +1,114 @@
+"""The base model: loaded from the hub or a folder, or made from a configuration, and how much of it there is."""
+
+import warnings
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from datamodules.tokenizers import unloadable
+from lightning_app.errors import UserError
+from lightning_app.identity import ModelIdentity, fingerprint
+
+_DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """Returns the dtype of the frozen weights under a trainer precision.
+
+    Under ``bf16-mixed`` they are bf16 while neuron weights and optimiser states are fp32.
+
+    Raises:
+        UserError: With any other precision; ``bf16-true`` would round small updates away.
+    """
+    if precision not in _DTYPES:
+        raise UserError(
+            f"--trainer.precision is {precision}; expected {', '.join(_DTYPES)}. Neuron weights must stay fp32: in "
+            "bf16 most updates of size 1e-5 are rounded away"
+        )
+    return _DTYPES[precision]
+
+
+def load_base(name: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads a causal language model of transformers.
+
+    Raises:
+        UserError: There is none, it is gated, out of reach or damaged.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unloadable("model", name, error) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise unloadable("model", name, error) from error
+        raise
+
+
+def new_base(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    """Makes a model with random weights from a transformers configuration and a tokenizer's vocabulary.
+
+    Args:
+        architecture: ``model_type`` and any key of that type's configuration.
+        tokenizer: Decides vocabulary size and special tokens.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: transformers knows no such model type, or refuses the configuration.
+    """
+    own = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = read_architecture({**own, **architecture})
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--model.architecture cannot be built: {error}") from error
+
+
+def read_architecture(architecture: dict[str, Any]) -> PretrainedConfig:
+    """Returns the configuration of ``model_type`` with the given keys."""
+    keys = dict(architecture)
+    model_type = keys.pop("model_type", None)
+    if model_type is None:
+        raise UserError("--model.architecture needs a model_type, for example llama")
+    try:
+        return AutoConfig.for_model(model_type, **keys)
+    except (ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise UserError(f"--model.architecture.model_type {model_type}: {reason}") from error
+
+
+def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
+    """Returns a model's identity, with a fingerprint unless its weights are on the meta device."""
+    config = model.config.get_text_config()
+    weights = list(model.named_parameters())
+    is_meta = any(weight.is_meta for _, weight in weights)
+    return ModelIdentity(
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None) or "",
+        fingerprint="" if is_meta else fingerprint(weights),
+        layers=config.num_hidden_layers,
+        neurons_per_layer=config.intermediate_size,
+        hidden_size=config.hidden_size,
+        parameters=sum(weight.numel() for _, weight in weights),
+    )
+
+
+def identity_from_configuration(name: str, revision: str | None) -> ModelIdentity:
+    """Returns the shape of a model without loading its weights.
+
+    Raises:
+        UserError: Its configuration cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise unloadable("configuration", name, error) from error
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(config)
+    return identity_of(model, name)

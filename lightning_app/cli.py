@@ -1,0 +1,296 @@
+"""The command line: Lightning's, with two more verbs, configurations found by name and errors of one line."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ActionYesNo
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from callbacks.console import Console
+from callbacks.new_base import SaveNewBase
+from callbacks.predictions import WritePredictions
+from callbacks.profiling import LAPEProfiling
+from callbacks.run_record import JSONLLogger, RunRecord
+from datamodules.glotcc import GlotCCDataModule
+from lightning_app.errors import UserError, did_you_mean
+from lightning_app.files import is_disk_full
+from lightning_app.module import SparseSubnetModule
+from lightning_app.run import (
+    CONFIG,
+    SUBNETWORK,
+    Run,
+    best_checkpoint,
+    choose_run,
+    configuration_digest,
+    newest_run,
+    run_name,
+)
+from lightning_app.trainer import NeuroglotTrainer
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+_CONFIG_KEYS = ("seed_everything", "language", "name", "run_dir", "trainer", "model", "data", "profiling")
+_MEASURING = ("validate", "test", "predict")
+
+
+class Parser(LightningArgumentParser):
+    """Reports a wrong key or type as one line with a suggestion."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Raises `UserError`.
+
+        Raises:
+            UserError: Always.
+        """
+        line = " ".join(message.split())
+        line = re.sub(r"^Parser key \"[\w.]*\": (?=.*Key)", "", line)
+        unknown = re.search(r"(?:[Kk]ey|[Oo]ption|Unrecognized arguments:|[Gg]roup) ['\"]?(?:--)?([\w.]+)", line)
+        hint = did_you_mean(unknown[1], self._known_keys()) if unknown and unknown[1] not in self._known_keys() else ""
+        raise UserError(f"{line[:400]}{hint}")
+
+    def _known_keys(self) -> list[str]:
+        known = [action.dest for action in self._actions]
+        for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
+            known += [action.dest for action in parser._actions]
+        return known
+
+
+class NeuroglotCLI(LightningCLI):
+    """Wires configuration, run folder, module, data and callbacks together; decides nothing else."""
+
+    run_of_fit: Run
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Returns the verbs and the arguments of their Trainer methods that are not keys."""
+        own = {"model", "dataloaders", "datamodule", "verbose", "return_predictions"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+            "validate": own,
+            "test": own,
+            "predict": own,
+            "profile": {*own, "ckpt_path", "weights_only"},
+            "subnetwork": {*own, "ckpt_path", "weights_only", "profiling", "json_"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the keys that belong to no class."""
+        parser.add_argument("--language", type=str | None, default=None, help="Target language: cy, Welsh, cym-Latn.")
+        parser.add_argument("--run_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run folder.")
+        parser.add_lightning_class_args(LAPEProfiling, "profiling")
+        parser.link_arguments("language", "model.language")
+        parser.link_arguments("language", "data.language")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--resume", type=str, default="auto",
+                help="auto goes on from the run's last checkpoint, never starts anew, or the path of a checkpoint.",
+            )  # fmt: skip
+        if subcommand == "subnetwork":
+            parser.add_argument("--json", action=ActionYesNo, default=False, help="Print JSON.")
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: hyper-parameters in a checkpoint would silently beat the configuration."""
+
+    @property
+    def _settings(self) -> Any:
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the run folder, and what to go on from or to measure."""
+        settings = self._settings
+        if self.subcommand == "subnetwork":
+            return
+        if not settings.model.base and not settings.model.architecture:
+            raise UserError("no base model: give --model.base (a hub name or a folder), or --model.architecture")
+        self._plain = self._plain_settings()
+        if self.subcommand == "fit":
+            self._choose_run(settings)
+        elif self.subcommand in _MEASURING:
+            self._find_subnetwork(settings)
+
+    def _plain_settings(self) -> dict[str, Any]:
+        """Returns the resolved configuration without the keys of a single verb, as plain data."""
+        parser = self._parser(self.subcommand)
+        plain = yaml.safe_load(parser.dump(self._settings, skip_none=False))
+        return {key: plain[key] for key in _CONFIG_KEYS if key in plain}
+
+    def _choose_run(self, settings: Any) -> None:
+        digest = configuration_digest(self._plain)
+        name = settings.name or run_name(self._plain)
+        run = choose_run(Path(settings.run_dir), name, digest, settings.resume, is_named=settings.name is not None)
+        saved = run.folder / SUBNETWORK
+        if run.checkpoint is not None and not settings.model.subnetwork:
+            beside = run.checkpoint.parent.parent / SUBNETWORK
+            settings.model.subnetwork = next((str(path) for path in (beside, saved) if path.is_file()), None)
+        self.run_of_fit = run
+
+    def _find_subnetwork(self, settings: Any) -> None:
+        """Takes the subnetwork file of the run that a checkpoint belongs to, where no key names one."""
+        if settings.get("ckpt_path") and not settings.model.subnetwork:
+            beside = Path(settings.ckpt_path).parent.parent / SUBNETWORK
+            if beside.is_file():
+                settings.model.subnetwork = str(beside)
+        if not settings.get("ckpt_path"):
+            settings.model.subnetwork = None  # the base as it is
+
+    def instantiate_trainer(self, **kwargs: Any) -> NeuroglotTrainer:
+        """Adds the callbacks and loggers that every run has."""
+        given = self.config_init[self.subcommand]["trainer"]
+        settings = self.config_init[self.subcommand]
+        callbacks: list[Any] = [Console()]
+        loggers: list[Any] = []
+        root = Path(settings["run_dir"])
+        if self.subcommand == "fit":
+            folder = self.run_of_fit.folder
+            config_yaml = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
+            callbacks += [RunRecord(self.run_of_fit, config_yaml), SaveNewBase(folder)]
+            callbacks += [BestCheckpoint(folder / "checkpoints"), LastCheckpoint(folder / "checkpoints")]
+            if given["logger"] is not False:
+                loggers = [JSONLLogger(folder), TensorBoardLogger(folder, name="tensorboard", version="")]
+            root = folder
+        if self.subcommand == "predict":
+            name = Path(settings["ckpt_path"]).parent.parent if settings.get("ckpt_path") else root
+            callbacks.append(WritePredictions(name / "predictions.jsonl"))
+        more = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
+        loggers += [logger for logger in more if not isinstance(logger, bool) and logger is not None]
+        given["callbacks"] = [*(given["callbacks"] or []), *callbacks]
+        return super().instantiate_trainer(logger=loggers, default_root_dir=str(root))  # type: ignore[return-value]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            kwargs["ckpt_path"] = str(self.run_of_fit.checkpoint) if self.run_of_fit.checkpoint else None
+        if subcommand == "subnetwork":
+            kwargs["json_"] = self._settings.json
+            kwargs["profiling"] = next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, LAPEProfiling))
+        return kwargs
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, unless the run is complete already."""
+        run = self.run_of_fit
+        if run.is_complete:
+            best = best_checkpoint(run.folder)
+            _say(f"{run.folder} is complete (best checkpoint {best}); --resume never trains it anew")
+            return
+        _say(f"run folder {run.folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
+        self.trainer.fit(**kwargs)
+
+
+def resolve_configs(arguments: list[str]) -> list[str]:
+    """Returns the arguments with every ``--config NAME`` that is not in the working directory taken from configs/.
+
+    Raises:
+        UserError: There is no such file in either place.
+    """
+    resolved = list(arguments)
+    for index, argument in enumerate(arguments):
+        if argument in ("--config", "-c") and index + 1 < len(arguments):
+            resolved[index + 1] = _resolve_config(arguments[index + 1])
+        elif argument.startswith("--config="):
+            resolved[index] = f"--config={_resolve_config(argument.removeprefix('--config='))}"
+    return resolved
+
+
+def _resolve_config(name: str) -> str:
+    if Path(name).is_file() or name.lstrip().startswith("{"):
+        return name
+    for candidate in (CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            _say(f"configuration {_relative(candidate)}")
+            return str(candidate)
+    known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+    raise UserError(
+        f"there is no configuration {name}, neither here nor in configs/{did_you_mean(name, known)} "
+        f"configs/ has {' '.join(known)}"
+    )
+
+
+def add_newest_run(arguments: list[str]) -> list[str]:
+    """Returns the arguments of a measuring verb with the newest run filled in where they name no model at all."""
+    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+    naming = ("--config", "-c", "--model", "--language", "--ckpt_path", "--help", "-h", "--print_config")
+    if verb not in _MEASURING or any(argument.split("=")[0].split(".")[0] in naming for argument in arguments):
+        return arguments
+    root = Path("runs")
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--run_dir"):
+            root = Path(argument.partition("=")[2] or arguments[index + 1])
+    folder = newest_run(root)
+    checkpoint = best_checkpoint(folder)
+    _say(f"newest run {folder}, checkpoint {checkpoint.name if checkpoint else ''}")
+    at = arguments.index(verb) + 1
+    found = ["--config", str(folder / CONFIG), "--ckpt_path", str(checkpoint)]
+    return [*arguments[:at], *found, *arguments[at:]]
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _say(text: str) -> None:
+    if (
+        int(os.environ.get("LOCAL_RANK", 0)) == 0
+        and int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", 0))) == 0
+    ):
+        print(text, flush=True, file=sys.stderr if "--json" in sys.argv else sys.stdout)
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to what concerns the user; what these say is either said better here or not true here."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*", ".*Checkpoint directory.*", ".*`srun` command is available.*",
+        ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*", ".*has no attribute `_experiment`.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", pattern)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0, or 2 for input that cannot be used."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _quiet_libraries()
+    default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
+    verbs = {verb: dict(default) for verb in NeuroglotCLI.subcommands() if verb != "subnetwork"}
+    try:
+        sys.argv[1:] = add_newest_run(resolve_configs(arguments))
+        NeuroglotCLI(
+            SparseSubnetModule, GlotCCDataModule, trainer_class=NeuroglotTrainer, parser_class=Parser,
+            parser_kwargs=verbs, save_config_callback=None, seed_everything_default=0,
+            auto_configure_optimizers=False, load_from_checkpoint_support=False,
+        )  # fmt: skip
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        return _fail(f"the disk is full: {error}; free some space and run the same command again")
+    return 0
+
+
+def _fail(line: str) -> int:
+    rank = os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "")))
+    print(f"neuroglot{f' [{rank}]' if rank not in ('', '0') else ''}: error: {line}", file=sys.stderr, flush=True)
+    return 2

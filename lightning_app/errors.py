@@ -1,0 +1,23 @@
+"""The one exception that reaches a user as a line instead of a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input that cannot be used: the message says what was found, what was expected and what to do.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the nearest known word, or an empty string.
+
+    >>> did_you_mean("token_budgett", ["token_budget", "seed"])
+    "; did you mean 'token_budget'?"
+    >>> did_you_mean("zzz", ["token_budget"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

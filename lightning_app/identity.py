@@ -1,0 +1,72 @@
+"""Which model a file belongs to: recognised by a fingerprint of its weights, not by its path."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_app.errors import UserError
+
+_SAMPLES_PER_TENSOR = 256
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A base model as atlas, subnetwork and checkpoint files name it.
+
+    Attributes:
+        name: Hub repository or folder it was loaded from.
+        revision: Commit on the hub, empty for a folder.
+        fingerprint: Digest over a sample of every weight, empty where the weights were never seen (released masks).
+        layers: L.
+        neurons_per_layer: N.
+        hidden_size: D.
+        parameters: All parameters, tied ones once.
+    """
+
+    name: str
+    revision: str
+    fingerprint: str
+    layers: int
+    neurons_per_layer: int
+    hidden_size: int
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.fingerprint or 'no fingerprint'}]"
+
+    def require_same(self, other: "ModelIdentity", what: str, where: Path | str) -> None:
+        """Raises `UserError` unless ``other`` is this model, as far as both sides know."""
+        mine = self.layers, self.neurons_per_layer, self.hidden_size
+        theirs = other.layers, other.neurons_per_layer, other.hidden_size
+        differs = any(a and b and a != b for a, b in zip(mine, theirs, strict=True))
+        if self.fingerprint and other.fingerprint and self.fingerprint != other.fingerprint:
+            differs = True
+        if differs:
+            raise UserError(
+                f"{what} {where} belongs to another model: {self} with {mine[0]} layers of {mine[1]} neurons, "
+                f"but the base here is {other} with {theirs[0]} layers of {theirs[1]}; give the file made for this base"
+            )
+
+
+def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Returns a digest over 256 evenly spaced entries of every named weight.
+
+    Entries are compared in bf16, so that a base loaded in fp32 and in bf16 is the same base. Reading a sample keeps
+    this to milliseconds at 8B parameters; any training run changes some sampled entry or is caught by the shapes.
+    """
+    sha = hashlib.sha256()
+    for name, weight in sorted(parameters, key=lambda item: item[0]):
+        flat = weight.detach().flatten()
+        step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+        sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.bfloat16)
+        sha.update(f"{name}{tuple(weight.shape)}".encode())
+        sha.update(sample.view(torch.int16).numpy().tobytes())
+    return sha.hexdigest()[:16]

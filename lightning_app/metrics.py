@@ -1,0 +1,33 @@
+"""Validation loss of one language, summed exactly over processes."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class LanguageLoss(Metric):
+    """Mean over tokens in nats, with bits per byte beside it because those compare across tokenizers."""
+
+    full_state_update = False
+
+    nats: Tensor
+    tokens: Tensor
+    text_bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("text_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, tokens: Tensor, text_bytes: Tensor) -> None:
+        """Adds a batch: summed nats, tokens predicted and UTF-8 bytes of their text."""
+        self.nats += nats.double()
+        self.tokens += tokens
+        self.text_bytes += text_bytes
+
+    def compute(self) -> Tensor:
+        """Returns (nats per token, bits per byte), float64 (2,)."""
+        return torch.stack([self.nats / self.tokens, self.nats / self.text_bytes / math.log(2)])

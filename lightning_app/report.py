@@ -1,0 +1,103 @@
+"""What people read about a subnetwork or a run: plain data first, text made from it second."""
+
+from typing import Any
+
+import torch
+
+from lightning_app import lape
+from lightning_app.identity import ModelIdentity
+from lightning_app.languages import find_language
+from lightning_app.progress import short
+from lightning_app.subnetwork import Subnetwork
+
+
+def describe_subnetwork(subnetwork: Subnetwork, model: ModelIdentity) -> dict[str, Any]:
+    """Returns a subnetwork's figures as plain data.
+
+    Per language: neurons, trainable parameters (3 * D per neuron), their share of the model, neurons per layer; and
+    the Jaccard overlap of every pair of languages. What needs an unknown number of the model is None.
+    """
+    languages = []
+    for code, pairs in subnetwork.neurons.items():
+        parameters = 3 * model.hidden_size * len(pairs) if model.hidden_size else None
+        languages.append(
+            {
+                "language": find_language(code).name,
+                "short": find_language(code).short,
+                "neurons": len(pairs),
+                "parameters": parameters,
+                "share_of_model": parameters / model.parameters
+                if parameters is not None and model.parameters
+                else None,
+                "neurons_per_layer": torch.bincount(pairs[:, 0], minlength=model.layers).tolist(),
+            }
+        )
+    codes = list(subnetwork.neurons)
+    overlaps = {
+        find_language(a).short: {
+            find_language(b).short: lape.overlap(subnetwork.neurons[a], subnetwork.neurons[b]) for b in codes if b != a
+        }
+        for a in codes
+    }
+    union = torch.cat(list(subnetwork.neurons.values())).unique(dim=0)
+    total = model.layers * model.neurons_per_layer
+    return {
+        "model": model.as_dict(),
+        "pool": [find_language(code).short for code in subnetwork.pool],
+        "rate": subnetwork.rate,
+        "quantile": subnetwork.quantile,
+        "tau": subnetwork.tau,
+        "atlas": subnetwork.atlas,
+        "union_neurons": len(union),
+        "union_share": len(union) / total if total else None,
+        "languages": languages,
+        "overlap": overlaps,
+    }
+
+
+def format_subnetwork(described: dict[str, Any]) -> str:
+    """Returns the figures of `describe_subnetwork` as tables."""
+    model = described["model"]
+    shape = [f"{model['layers']} layers"]
+    shape += [f"{model['neurons_per_layer']} neurons per layer"] if model["neurons_per_layer"] else []
+    shape += [f"hidden size {model['hidden_size']}"] if model["hidden_size"] else []
+    shape += [f"{model['parameters']:,} parameters"] if model["parameters"] else []
+    lines = [f"{model['name']}: {', '.join(shape)}"]
+    union = f"{described['union_neurons']} neurons in all"
+    if described["union_share"] is not None:
+        union += f", {100 * described['union_share']:.2f} % of the FFN neurons"
+    if described["rate"] is not None:
+        union += f" (rate {described['rate']:g}, threshold {described['tau']:.4f})"
+    lines += [union, "", f"{'language':<22}{'neurons':>9}{'parameters':>12}{'of model':>10}   neurons per layer"]
+    for row in described["languages"]:
+        parameters = f"{short(row['parameters'])}" if row["parameters"] is not None else "-"
+        share = f"{100 * row['share_of_model']:.2f} %" if row["share_of_model"] is not None else "-"
+        name = f"{row['language']} ({row['short']})" if row["language"] != row["short"] else row["short"]
+        layers = " ".join(str(count) for count in row["neurons_per_layer"])
+        lines.append(f"{name:<22}{row['neurons']:>9}{parameters:>12}{share:>10}   {layers}")
+    return "\n".join([*lines, "", *_format_overlap(described["overlap"])])
+
+
+def _format_overlap(overlap: dict[str, dict[str, float]]) -> list[str]:
+    codes = list(overlap)
+    width = max(6, *(len(code) + 2 for code in codes))
+    lines = ["overlap (Jaccard)", " " * width + "".join(f"{code:>{width}}" for code in codes)]
+    for row in codes:
+        cells = ["." if row == column else f"{overlap[row][column]:.2f}" for column in codes]
+        lines.append(f"{row:<{width}}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines
+
+
+def format_losses(before: dict[str, list[float]], after: dict[str, list[float]], target: str | None) -> str:
+    """Returns loss (nats per token) and bits per byte of every language, beside the values before training."""
+    lines = [f"{'language':<22}{'loss':>9}{'change':>9}{'bits/byte':>11}{'change':>9}"]
+    for code, (loss, bits) in after.items():
+        language = find_language(code)
+        name = f"{language.name} ({code})" if language.name != code else code
+        mark = " <- target" if code == target else ""
+        if code in before and before is not after:
+            changes = f"{loss - before[code][0]:>+9.4f}{bits:>11.4f}{bits - before[code][1]:>+9.4f}"
+        else:
+            changes = f"{'':>9}{bits:>11.4f}"
+        lines.append(f"{name:<22}{loss:>9.4f}{changes}{mark}")
+    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""Fixtures: tiny models of several architectures, and a corpus of invented languages."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import callbacks  # noqa: E402
+import datamodules  # noqa: E402
+import lightning_app  # noqa: E402
+
+for package in (callbacks, datamodules, lightning_app):
+    if Path(package.__file__).resolve().parent.parent != ROOT:
+        pytest.exit(f"{package.__name__} was imported from {package.__file__}, not from this checkout", returncode=3)
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
+
+from datamodules.invented import write_hub  # noqa: E402
+from lightning_app.base import read_architecture  # noqa: E402
+
+SHARED = Path(os.environ.get("NEUROGLOT_SHARED", ROOT.parent / "shared"))
+LANGUAGES = ["qaa-Latn", "qab-Latn", "qac-Latn", "qad-Cyrl", "qae-Cyrl", "qaf-Grek", "qag-Geor", "qah-Deva"]
+
+torch.set_num_threads(1)
+
+ARCHITECTURES = {
+    "llama": {"model_type": "llama"},
+    "llama-bias": {"model_type": "llama", "mlp_bias": True},
+    "mistral": {"model_type": "mistral"},
+    "cohere": {"model_type": "cohere"},
+    "cohere2": {"model_type": "cohere2"},
+    "gemma": {"model_type": "gemma", "head_dim": 8},
+    "gemma2": {"model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 5.0},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 8},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    "phi3": {"model_type": "phi3"},
+    "granite": {"model_type": "granite", "logits_scaling": 4.0},
+    "olmo2": {"model_type": "olmo2"},
+    "glm": {"model_type": "glm", "head_dim": 8},
+}
+
+
+def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A model of 3 layers, 32 hidden and 48 neurons, with weights large enough to matter."""
+    torch.manual_seed(seed)
+    shape = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64, "initializer_range": 0.2,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = read_architecture({**shape, **ARCHITECTURES[architecture]})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.2)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and released masks."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: tests on real data and released masks are skipped")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of invented languages in the hub's layout."""
+    root = tmp_path_factory.mktemp("hub")
+    write_hub(root, megabytes=0.25, dev=24, devtest=24, seed=0)
+    return root

@@ -1,0 +1,243 @@
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_app.errors import UserError
+from lightning_app.ffn import find_gated_ffns
+from lightning_app.loss import OutputHead, token_loss_sum
+from lightning_app.masked import MaskedEngine
+from lightning_app.packed import PackedEngine, _PackedFFN
+from tests.conftest import ARCHITECTURES, tiny_model
+
+NEURONS = {1: torch.tensor([0, 5, 6, 47]), 2: torch.tensor([3])}
+ADAMW = {"lr": 3e-2, "weight_decay": 0.1, "betas": (0.9, 0.999)}
+
+
+def train(model, engine, steps=4, accumulate=2, clip=0.5, checkpointing=False):
+    """A plain loop with accumulation, clipping and weight decay. Returns the losses."""
+    head, optimizer, losses = OutputHead.of(model), engine.optimizer(**ADAMW), []
+    generator = torch.Generator().manual_seed(0)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for _ in range(steps):
+        for _ in range(accumulate):
+            ids = torch.randint(0, 97, (2, 11), generator=generator)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            loss = token_loss_sum(hidden[:, :-1], head, ids[:, 1:]) / 20 / accumulate
+            loss.backward()
+        engine.require_frozen_gradients_zero()
+        torch.nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        engine.after_step()
+        losses.append(loss.item())
+    return losses
+
+
+def weights(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("projections", [("gate", "up", "down"), ("down",), ("gate", "up")])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("architecture", ["llama", "llama-bias", "cohere", "gemma2", "phi3"])
+def test_masked_and_packed_end_with_the_same_weights(architecture, dtype, tolerance, projections):
+    masked, packed = tiny_model(architecture, dtype), tiny_model(architecture, dtype)
+    before = weights(masked)
+    losses = [
+        train(model, engine(find_gated_ffns(model), NEURONS, projections))
+        for model, engine in ((masked, MaskedEngine), (packed, PackedEngine))
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=10 * tolerance)
+    after = weights(masked)
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved
+    for name, weight in weights(packed).items():
+        torch.testing.assert_close(weight, after[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("engine", [MaskedEngine, PackedEngine])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_frozen_weights_stay_bit_identical_and_neurons_move(architecture, engine):
+    model = tiny_model(architecture)
+    before = weights(model)
+    ffns = find_gated_ffns(model)
+    train(model, engine(ffns, NEURONS, ("gate", "up", "down")))
+    after = weights(model)
+    for ffn in ffns:
+        if ffn.layer not in NEURONS:
+            continue
+        for projection in ("gate", "up", "down"):
+            name = next(n for n, w in model.named_parameters() if w is ffn.linear(projection).weight)
+            index = ffn.rows_of(projection, NEURONS[ffn.layer])
+            old, new = (w[name].t() if projection == "down" else w[name] for w in (before, after))
+            assert (old[index] != new[index]).any(dim=1).all()
+            for w in (old, new):
+                w[index] = 0
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+def test_weight_decay_shrinks_neurons_only_where_gradients_vanish():
+    """With zero gradients AdamW is weight decay alone, which tells what it touches."""
+    for engine_class in (MaskedEngine, PackedEngine):
+        model = tiny_model("llama", torch.float64)
+        before = weights(model)
+        engine = engine_class(find_gated_ffns(model), {1: torch.tensor([4])}, ("gate",))
+        optimizer = engine.optimizer(lr=0.1, weight_decay=0.5, betas=(0.9, 0.999))
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        engine.after_step()
+        expected = before["model.layers.1.mlp.gate_proj.weight"].clone()
+        expected[4] *= 1 - 0.1 * 0.5
+        torch.testing.assert_close(model.model.layers[1].mlp.gate_proj.weight.detach(), expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_forward_is_the_models_own(architecture):
+    model = tiny_model(architecture)
+    ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    plain = model(input_ids=ids).logits
+    PackedEngine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
+    torch.testing.assert_close(model(input_ids=ids).logits, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama-bias", "phi3", "gemma"])
+@pytest.mark.parametrize("needs_x", [True, False])
+def test_packed_function_passes_gradcheck(architecture, needs_x):
+    """The rows are made part of the function by writing them into the live weights before every evaluation."""
+    ffn = find_gated_ffns(tiny_model(architecture, torch.float64))[1]
+    neurons = torch.tensor([2, 9])
+    x = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(needs_x)
+    rows = [ffn.read(projection, neurons).requires_grad_() for projection in ("gate", "up", "down")]
+
+    def function(x, gate, up, down):
+        for projection, row in zip(("gate", "up", "down"), (gate, up, down), strict=True):
+            ffn.write(projection, neurons, row.detach())
+        return _PackedFFN.apply(x, gate, up, down, ffn, neurons)
+
+    assert torch.autograd.gradcheck(function, (x, *rows))
+
+
+def test_packed_keeps_x_gate_and_up_for_the_backward_where_the_frozen_model_keeps_three_products():
+    def saved_bytes(model, needs_grad):
+        total = {}
+
+        def pack(tensor):
+            if not any(
+                tensor.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for p in model.parameters()
+            ):
+                total[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        embedded = model.get_input_embeddings()(torch.arange(60).reshape(2, 30)).requires_grad_(needs_grad)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.base_model(inputs_embeds=embedded, use_cache=False)
+        return sum(total.values())
+
+    frozen = saved_bytes(tiny_model("llama"), True)
+    model = tiny_model("llama")
+    neurons = {layer: torch.arange(2) for layer in range(3)}
+    PackedEngine(find_gated_ffns(model), neurons, ("gate", "up", "down"))
+    layers, tokens, neurons, hidden_size, bytes_each = 3, 60, 48, 32, 4
+    assert frozen - saved_bytes(model, True) == layers * tokens * (neurons - hidden_size) * bytes_each
+
+
+@pytest.mark.parametrize("engine", [MaskedEngine, PackedEngine])
+def test_activation_checkpointing_changes_nothing(engine):
+    runs = []
+    for is_checkpointed in (False, True):
+        model = tiny_model("llama", torch.float64)
+        if is_checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        runs.append(train(model, engine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))))
+    assert runs[0] == pytest.approx(runs[1], abs=1e-12)
+
+
+def test_bf16_base_keeps_fp32_rows_and_small_updates():
+    model = tiny_model("llama", torch.bfloat16)
+    engine = PackedEngine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
+    assert {p.dtype for p in engine.parameters()} == {torch.float32}
+    optimizer = engine.optimizer(lr=1e-6, weight_decay=0.0, betas=(0.9, 0.999))
+    before = copy.deepcopy(engine.neuron_weights())
+    ids = torch.randint(0, 97, (2, 11))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        token_loss_sum(hidden[:, :-1], OutputHead.of(model), ids[:, 1:]).backward()
+    optimizer.step()
+    engine.after_step()
+    moved = [(engine.neuron_weights()[name] != rows).float().mean() for name, rows in before.items()]
+    assert min(moved) > 0.9
+    name, rows = next(iter(engine.neuron_weights().items()))
+    live = model.model.layers[int(name.split(".")[0])].mlp.gate_proj.weight[NEURONS[1]]
+    assert torch.equal(live, rows.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.0625, None), (1.0, 3.0), (0.5, 2.0)])
+def test_chunked_loss_is_torchs_own(dtype, scale, softcap, monkeypatch):
+    monkeypatch.setattr("lightning_app.loss._ROWS", 7)
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(16, 50, dtype=dtype)
+    hidden = torch.randn(3, 10, 16, dtype=dtype, generator=generator).requires_grad_()
+    labels = torch.randint(0, 50, (3, 10), generator=generator)
+    labels[0, :4] = -100
+    head = OutputHead(linear, scale, softcap)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    plain = cross_entropy(head.logits(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
+    expected = torch.autograd.grad(plain, [hidden, linear.weight])
+    chunked = token_loss_sum(hidden, head, labels)
+    torch.testing.assert_close(chunked, plain, **tolerance)
+    linear.bias.requires_grad_(False)
+    for found, right in zip(torch.autograd.grad(chunked, [hidden, linear.weight]), expected, strict=True):
+        torch.testing.assert_close(found, right, **tolerance)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_is_that_of_transformers(architecture):
+    model = tiny_model(architecture)
+    ids = torch.randint(3, 97, (2, 12), generator=torch.Generator().manual_seed(0))
+    expected = model(input_ids=ids, labels=ids).loss.item()
+    head = OutputHead.of(model)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert token_loss_sum(hidden[:, :-1], head, ids[:, 1:]).item() / 22 == pytest.approx(expected, rel=1e-5)
+    head.require_agreement(model, ids[:1, :8])
+
+
+def test_an_unknown_logit_transform_is_refused():
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda module, args, out: out.clone().mul_(3))
+    head = OutputHead(torch.nn.Linear(32, 97, bias=False))
+    with pytest.raises(UserError, match="transforms its logits"):
+        head.require_agreement(model, torch.arange(8).unsqueeze(0))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+        ("gpt_neox", {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}),
+        (
+            "mixtral",
+            {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "num_local_experts": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_an_architecture_without_gated_ffn_is_refused_by_name(model_type, keys):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=50, **keys))
+    with pytest.raises(UserError, match=type(model).__name__):
+        find_gated_ffns(model)
+
+
+def test_an_ffn_that_computes_something_else_is_refused():
+    model = tiny_model("llama")
+    original = model.model.layers[0].mlp.forward
+    model.model.layers[0].mlp.forward = lambda x: 2 * original(x)
+    with pytest.raises(UserError, match="something else"):
+        find_gated_ffns(model)
