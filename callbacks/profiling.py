@@ -152,7 +152,7 @@ class LAPEProfiling(Callback):
         settings = digest(
             data.source, data.revision, data.files, data.tokenizer_digest, self.tokens_per_language, block_size
         )
-        name = Path(module.identity.name).name
+        name = module.identity.short_name
         return data.cache_dir / "atlases" / f"{name}-{module.identity.fingerprint[:8]}-{settings[:8]}.safetensors"
 
 

@@ -35,6 +35,15 @@ class RunRecord(Callback):
     def __init__(self, run: Run, config_yaml: str) -> None:
         self.run, self.config_yaml = run, config_yaml
         self._started = time.time()
+        self._best: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the losses at the best checkpoint, which a resumed run must still know."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them over."""
+        self._best = state_dict["best"]
 
     def setup(self, trainer: Trainer, pl_module: SparseSubnetModule, stage: str) -> None:  # type: ignore[override]
         """Saves configuration and record before anything expensive, so that the folder explains itself."""
@@ -66,6 +75,12 @@ class RunRecord(Callback):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
                 logger.log_metrics({"train/loss": float(outputs["loss"]), "train/lr": rate}, step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+        """Remembers the losses of the best step."""
+        loss = float(trainer.callback_metrics["val/loss"]) if "val/loss" in trainer.callback_metrics else math.inf
+        if trainer.global_step > 0 and loss < self._best.get("loss", math.inf):
+            self._best = {"loss": loss, "step": trainer.global_step, "losses": pl_module.after}
 
     def on_train_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
         """Writes the summary; the run is complete when this is written."""
@@ -121,8 +136,13 @@ class RunRecord(Callback):
                 f"- {len(subnetwork.of(module.target))} neurons, pool {' '.join(subnetwork.pool)}"
                 + (f", rate {subnetwork.rate:g}" if subnetwork.rate is not None else "")
             )
-        lines += ["", "FLORES dev after the last step (nats per token, bits per byte), and the change:", ""]
-        return "\n".join([*lines, "```", format_losses(module.before, module.after, target), "```", ""])
+        for when, losses in (
+            (f"at the best checkpoint, step {self._best['step']}", self._best["losses"]),
+            (f"after the last step, {steps}", module.after),
+        ):
+            lines += ["", f"FLORES dev {when} (nats per token, bits per byte), and the change:", ""]
+            lines += ["```", format_losses(module.before, losses, target), "```"]
+        return "\n".join([*lines, ""])
 
 
 class JSONLLogger(Logger):

@@ -36,6 +36,11 @@ class ModelIdentity:
     hidden_size: int
     parameters: int
 
+    @property
+    def short_name(self) -> str:
+        """Name for files and folders."""
+        return short_name(self.name)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -54,6 +59,16 @@ class ModelIdentity:
                 f"{what} {where} belongs to another model: {self} with {mine[0]} layers of {mine[1]} neurons, "
                 f"but the base here is {other} with {theirs[0]} layers of {theirs[1]}; give the file made for this base"
             )
+
+
+def short_name(name: str) -> str:
+    """Returns the last part of a hub name or folder; a run's ``model`` folder goes by the run's name.
+
+    >>> short_name("meta-llama/Llama-3.1-8B"), short_name("runs/base/model")
+    ('Llama-3.1-8B', 'base')
+    """
+    path = Path(name)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:

@@ -92,11 +92,8 @@ class SparseSubnetModule(LightningModule):
         self.engine: Engine | None = None
         self._base: PreTrainedModel | None = None
         self._checked_gradients = self._checked_head = False
-        if (base is None) == (architecture is None):
-            raise UserError(
-                f"name a base with --model.base (found {base}) or make one with --model.architecture "
-                f"(found {architecture}), one of the two"
-            )
+        if base is not None and architecture is not None:
+            raise UserError(f"--model.base is {base} and --model.architecture is given too; expected one of the two")
         if architecture is not None and method != "full":
             raise UserError("a new base from --model.architecture has nothing to adapt yet; set --model.method full")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from lightning_app.errors import UserError
 from lightning_app.files import digest
+from lightning_app.identity import short_name
 
 CONFIG, RECORD, SUBNETWORK = "config.yaml", "run.json", "subnetwork.safetensors"
 
@@ -144,6 +145,6 @@ def newest_run(root: Path) -> Path:
 def run_name(config: dict[str, Any]) -> str:
     """Returns the readable part of a run folder's name: language and base."""
     model, architecture = config["model"], config["model"].get("architecture") or {}
-    base = Path(model["base"]).name if model.get("base") else f"new-{architecture.get('model_type', 'model')}"
+    base = short_name(model["base"]) if model.get("base") else f"new-{architecture.get('model_type', 'model')}"
     what = config.get("language") or ("base" if architecture else "full")
     return re.sub(r"[^\w.-]+", "_", f"{what}-{base}")

@@ -129,7 +129,7 @@ class NeuroglotTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         file: str | None = None,
         languages: str | None = None,
-        atlas: list[str] | None = None,
+        atlas: str | list[str] | None = None,
         shape: dict[str, int] | None = None,
         write: str | None = None,
         write_atlas: str | None = None,
@@ -143,7 +143,7 @@ class NeuroglotTrainer(Trainer):
         Args:
             file: Subnetwork file or released masks (.pt, .pth) to read instead of selecting.
             languages: Order of the languages of released masks, as ``mt,af,is,...``.
-            atlas: Atlases to select from; several of the same model are added up.
+            atlas: Atlas to select from; a list of several of the same model is added up.
             shape: Numbers of the model where --model.base is not at hand: layers, neurons_per_layer, hidden_size and
                 parameters.
             write: Write the subnetwork to this file.
@@ -168,7 +168,8 @@ class NeuroglotTrainer(Trainer):
         print(json.dumps(described, ensure_ascii=False) if json_ else format_subnetwork(described), flush=True)
 
 
-def _sum_atlases(paths: list[str] | None) -> Atlas:
+def _sum_atlases(paths: str | list[str] | None) -> Atlas:
+    paths = [paths] if isinstance(paths, str) else paths
     if not paths:
         raise UserError(
             "nothing to read: give --atlas FILE (or several), or --file with a subnetwork or released masks"
