@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.files import disk_full, is_disk_full
+from lightning_app.files import disk_full, is_disk_full, ordinary_mode
 from lightning_app.module import SparseSubnetModule
 from lightning_app.run import best_checkpoint
 
@@ -39,6 +39,8 @@ class SaveNewBase(Callback):
             if is_disk_full(error):
                 raise disk_full(target) from error
             raise
+        for file in temporary.iterdir():
+            file.chmod(ordinary_mode())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         print(f"new base: {target}", flush=True)

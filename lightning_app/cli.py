@@ -256,7 +256,8 @@ def _quiet_libraries() -> None:
     for pattern in (
         ".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*", ".*Checkpoint directory.*", ".*`srun` command is available.*",
-        ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*", ".*callbacks used to create the checkpoint.*",
+        ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*",
+        ".*callbacks used to create the checkpoint.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

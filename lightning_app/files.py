@@ -40,6 +40,13 @@ def is_disk_full(error: BaseException) -> bool:
     return inner is not None and is_disk_full(inner)
 
 
+def ordinary_mode() -> int:
+    """Returns the mode that new files have here; safetensors would make them unreadable for a user's group."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames inside ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -62,6 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        temporary.chmod(ordinary_mode())
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,5 +1,6 @@
 """Fixtures: tiny models of several architectures, and a corpus of invented languages."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -78,3 +79,54 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     write_hub(root, megabytes=0.25, dev=24, devtest=24, seed=0)
     return root
+
+
+TINY_LLAMA = {
+    "model_type": "llama", "hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+class Workplace:
+    """A folder with text, caches and runs, and the keys that point the program at them."""
+
+    def __init__(self, folder: Path, hub: Path) -> None:
+        self.folder, self.hub = folder, hub
+
+    def keys(self, run_dir: str = "runs") -> list[str]:
+        return [
+            f"--run_dir={self.folder / run_dir}", f"--data.cache_dir={self.folder / 'cache'}",
+            f"--data.source={self.hub}", f"--data.flores={self.hub}", "--trainer.precision=32-true",
+            "--trainer.accelerator=cpu", "--data.block_size=64", "--data.batch_size=4",
+        ]  # fmt: skip
+
+    def new_base(self) -> list[str]:
+        mixture = dict(zip(LANGUAGES, (10, 10, 10, 10, 10, 10, 10, 6), strict=True))
+        return [
+            "fit", "--model.base=null", "--model.method=full", f"--model.architecture={json.dumps(TINY_LLAMA)}",
+            f"--data.mixture={json.dumps(mixture)}", "--data.watch=[]", "--data.train_tokenizer=512", "--name=base",
+            "--data.token_budget=80000", "--model.lr=4e-3", "--trainer.validate_every=200", *self.keys(),
+        ]  # fmt: skip
+
+    def adapt(self, run_dir: str = "runs", **changes: object) -> list[str]:
+        settings = {
+            "language": "qah-Deva", "name": "adapted", "model.base": self.folder / "runs/base/model",
+            "model.lr": 3e-3, "data.watch": '["qaa-Latn"]', "data.token_budget": 12288, "trainer.validate_every": 20,
+            "profiling.languages": json.dumps(LANGUAGES), "profiling.tokens_per_language": 4096,
+            "profiling.block_size": 128, "profiling.rate": 0.1,
+        }  # fmt: skip
+        settings |= {key.replace("__", "."): value for key, value in changes.items()}
+        return ["fit", *(f"--{key}={value}" for key, value in settings.items()), *self.keys(run_dir)]
+
+
+@pytest.fixture(scope="session")
+def workplace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A workplace with a base from scratch and one adapted run, both made by the command line."""
+    from lightning_app.cli import main as command_line
+
+    place = Workplace(tmp_path_factory.mktemp("workplace"), hub)
+    before = sys.argv[:]
+    assert command_line(place.new_base()) == 0
+    assert command_line(place.adapt()) == 0
+    sys.argv[:] = before
+    return place

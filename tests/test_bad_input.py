@@ -1,0 +1,240 @@
+"""Bad input: one clear line, exit code 2, no traceback, nothing half-written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_app.atlas import Atlas
+from lightning_app.cli import main
+from lightning_app.identity import ModelIdentity
+from lightning_app.subnetwork import Subnetwork
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+
+def refused(capsys, arguments, message):
+    """Runs the command line, checks that it refuses with one line that matches, and returns the line."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    lines = [line for line in lines if "Warning" not in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("neuroglot: error: ")
+    assert re.search(message, lines[0]), lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("--language=welch", "unknown language 'welch'; did you mean 'Welsh'"),
+        ("--data.token_budget=0", "token_budget is 0; expected a whole number above zero"),
+        ("--data.token_budgett=5", "data.token_budgett.*did you mean '(data.)?token_budget'"),
+        ("--model.lr=fast", "model.lr.*fast"),
+        ("--model.engine=pact", "model.engine.*packed"),
+        ("--trainer.precision=bf16-true", "bf16-true; expected bf16-mixed, 32-true, 64-true"),
+        ("--profiling.rate=0", "profiling.rate is 0"),
+        ("--data.source=./nowhere", "neither a folder"),
+        ("--data.watch=[cy]", "FLORES .* has no Welsh"),
+        ("--language=cym-Latn", "has no Welsh"),
+        ("--model.base=./nowhere", "cannot load .* of ./nowhere"),
+        ("--data.block_size=1000000", "gives no sequence of 1000000 tokens"),
+        ("--data.batch_size=100000", "one step takes 100000"),
+        ("--resume=sometimes", "expected never, auto, or the path of a checkpoint"),
+        ("--model.subnetwork=nowhere.safetensors", "there is no subnetwork at nowhere.safetensors"),
+        ("--data.files.qah-Deva=nowhere.txt", "there is no text file at nowhere.txt"),
+        ("--trainer.validate_every=0", "must be above zero"),
+        ("--config=klingon.yaml", "there is no configuration klingon.yaml"),
+        ("--config=cyy.yaml", "did you mean 'cy.yaml'"),
+    ],
+)
+def test_bad_keys_are_one_line_and_leave_no_run(key, message, workplace, capsys):
+    refused(capsys, [*workplace.adapt("bad"), key], message)
+    assert not list((workplace.folder / "bad").rglob("*.ckpt"))
+    assert not list((workplace.folder / "bad").rglob("*.partial"))
+
+
+def test_a_model_of_the_wrong_kind_is_refused_by_name(workplace, capsys, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("gpt2", vocab_size=512, n_embd=32, n_layer=2, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for path in (workplace.folder / "runs/base/model").glob("tokenizer*"):
+        shutil.copy(path, tmp_path)
+    refused(capsys, workplace.adapt("bad", model__base=tmp_path), "GPT2LMHeadModel has no gated FFN")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "no text"),
+        ("latin1.txt", "Sw\xeddd".encode("latin-1"), "not UTF-8: byte 2 is 0xed"),
+        ("broken.parquet", b"PAR1", "not a readable parquet"),
+    ],
+)
+def test_bad_own_text(name, content, message, workplace, capsys, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    refused(capsys, [*workplace.adapt("bad"), f"--data.files.qah-Deva={tmp_path / name}"], message)
+
+
+def test_files_of_another_model(workplace, capsys, tmp_path):
+    other = ModelIdentity("other", "", "0123456789abcdef", 3, 128, 48, 1)
+    Atlas(other, "t", 128).save(tmp_path / "atlas.safetensors")
+    refused(capsys, [*workplace.adapt("bad"), f"--profiling.atlas={tmp_path / 'atlas.safetensors'}"], "another model")
+    found = Subnetwork.load(workplace.folder / "runs/adapted/subnetwork.safetensors")
+    Subnetwork(other, found.pool, found.neurons, 0.05, 0.95, 0.1, "").save(tmp_path / "subnetwork.safetensors")
+    key = f"--model.subnetwork={tmp_path / 'subnetwork.safetensors'}"
+    refused(capsys, [*workplace.adapt("bad"), key], "another model")
+
+
+def test_an_atlas_with_another_block_size(workplace, capsys):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    keys = workplace.adapt("bad", profiling__block_size=64, profiling__atlas=path)
+    refused(capsys, keys, "blocks of 128 tokens, asked for 64")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_truncated_files(share, workplace, capsys, tmp_path):
+    (atlas,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    run = workplace.folder / "runs/adapted"
+    checkpoint = next((run / "checkpoints").glob("best*"))
+    for path in (atlas, run / "subnetwork.safetensors", checkpoint):
+        content = path.read_bytes()
+        (tmp_path / path.name).write_bytes(content[: int(len(content) * share)])
+    keys = workplace.adapt("bad")
+    refused(capsys, [*keys, f"--profiling.atlas={tmp_path / atlas.name}"], "damaged or cut short")
+    refused(capsys, [*keys, f"--model.subnetwork={tmp_path / 'subnetwork.safetensors'}"], "damaged or cut short")
+    config = ["--config", str(run / "config.yaml"), f"--model.subnetwork={run / 'subnetwork.safetensors'}"]
+    refused(capsys, ["validate", *config, "--ckpt_path", str(tmp_path / checkpoint.name)], "is damaged")
+    weights = tmp_path / "model"
+    shutil.copytree(workplace.folder / "runs/base/model", weights)
+    content = (weights / "model.safetensors").read_bytes()
+    (weights / "model.safetensors").write_bytes(content[: int(len(content) * share)])
+    refused(capsys, workplace.adapt("bad", model__base=weights), "cannot load the model")
+
+
+def test_a_checkpoint_of_another_subnetwork(workplace, capsys, tmp_path):
+    run = workplace.folder / "runs/adapted"
+    found = Subnetwork.load(run / "subnetwork.safetensors")
+    found.neurons["qah-Deva"] = found.neurons["qah-Deva"][1:]
+    found.save(tmp_path / "other.safetensors")
+    checkpoint = next((run / "checkpoints").glob("best*"))
+    arguments = ["--config", str(run / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    arguments += ["--model.subnetwork", str(tmp_path / "other.safetensors")]
+    refused(capsys, ["validate", *arguments], "belongs to another subnetwork")
+    resume = [*workplace.adapt("bad"), f"--model.subnetwork={tmp_path / 'other.safetensors'}"]
+    refused(capsys, [*resume, f"--resume={checkpoint}"], "belongs to another subnetwork")
+
+
+def test_a_foreign_checkpoint(workplace, capsys, tmp_path):
+    torch.save(
+        {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 0}, tmp_path / "x.ckpt"
+    )
+    run = workplace.folder / "runs/adapted"
+    arguments = ["validate", "--config", str(run / "config.yaml"), "--ckpt_path", str(tmp_path / "x.ckpt")]
+    refused(capsys, arguments, "not made by Neuroglot")
+
+
+def test_a_named_run_with_another_configuration_is_not_touched(workplace, capsys):
+    message = "holds a run with another configuration"
+    before = (workplace.folder / "runs/adapted/config.yaml").read_text()
+    refused(capsys, [*workplace.adapt(), "--model.lr=1e-5"], message)
+    assert (workplace.folder / "runs/adapted/config.yaml").read_text() == before
+
+
+def test_an_empty_set_names_other_rates_and_the_key(workplace, capsys):
+    line = refused(capsys, workplace.adapt("bad", profiling__rate=0.003, profiling__quantile=0.999), "no neurons")
+    assert "at rate 0.5" in line
+    assert "--profiling.rate" in line
+
+
+def test_no_network_and_nothing_cached(workplace, capsys, tmp_path):
+    keys = [*workplace.adapt("bad"), "--data.source=cis-lmu/GlotCC-V1", f"--data.cache_dir={tmp_path}"]
+    refused(capsys, keys, "cannot reach cis-lmu/GlotCC-V1.*no token cache")
+    refused(
+        capsys, [*workplace.adapt("bad"), "--model.base=meta-llama/Llama-3.1-8B"], "cannot reach the hub|cannot load"
+    )
+    flores = [*workplace.adapt("bad"), "--data.flores=openlanguagedata/flores_plus"]
+    refused(capsys, flores, "cannot reach openlanguagedata/flores_plus.*tarball")
+
+
+def test_validate_without_any_run_says_what_to_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, ["validate"], "python main.py fit --config cy.yaml")
+
+
+def test_a_failing_command_prints_no_traceback():
+    command = [sys.executable, str(ROOT / "main.py"), "fit", "--language", "tlh"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.strip().startswith("neuroglot: error: unknown language 'tlh'")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_while_saving(workplace, capsys, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        keys = [*workplace.adapt(profiling__rate=0.3), f"--run_dir={disk}"]
+        refused(capsys, keys, "the disk is full")
+        assert not list(disk.rglob("*.partial"))
+        assert not list(disk.rglob("*.ckpt"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def local_hub(shared):
+    """The real hub clients' counterpart, with FLORES+ gated."""
+    command = [sys.executable, str(shared / "tools/local_hub.py"), str(shared / "data/hub"), "--gate"]
+    server = subprocess.Popen(
+        [*command, "openlanguagedata/flores_plus"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    yield server.stdout.readline().strip().partition("=")[2]
+    server.kill()
+
+
+@pytest.mark.parametrize("token", [None, "hf_other", "hf_accepted"])
+def test_gated_flores_needs_an_accepted_token(token, local_hub, workplace, tmp_path):
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": local_hub,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("HF_TOKEN", None)
+    if token:
+        env["HF_TOKEN"] = token
+    base = workplace.folder / "runs/base/model"
+    command = [sys.executable, str(ROOT / "main.py"), "validate", "--config=cy.yaml", f"--model.base={base}"]
+    keys = [f"--data.cache_dir={tmp_path}", "--trainer.precision=32-true", "--data.watch=[]", "--data.block_size=64"]
+    keys += ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"]
+    done = subprocess.run([*command, *keys], capture_output=True, text=True, env=env, cwd=tmp_path)
+    if token == "hf_accepted":
+        assert done.returncode == 0, done.stderr
+        assert "Welsh (cy)" in done.stdout
+    else:
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().split("\n")
+        assert re.search(r"gated: open https://.*flores_plus, accept its terms.*HF_TOKEN.*tarball.*FOLDER", line)
+
+
+def test_no_file_of_ours_is_pickled_or_left_open():
+    """Everything but Lightning's checkpoints is safetensors, JSON or text."""
+    sources = [p for folder in ("lightning_app", "callbacks", "datamodules") for p in Path(ROOT / folder).glob("*.py")]
+    savers = [p.name for p in sources if re.search(r"torch\.save\(|pickle\.dump", p.read_text())]
+    assert savers == ["trainer.py"]

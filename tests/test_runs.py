@@ -1,0 +1,291 @@
+"""Whole runs through the command line, on a base that the program trained itself."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from callbacks.profiling import _GateCounter
+from datamodules.flores import join_blocks, read_flores
+from lightning_app.atlas import Atlas
+from lightning_app.cli import main
+from lightning_app.ffn import find_gated_ffns
+from lightning_app.languages import find_language
+from lightning_app.subnetwork import Subnetwork
+from tests.conftest import LANGUAGES, ROOT
+
+TARGET = find_language("qah-Deva")
+
+
+def start(arguments, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def best(folder):
+    (path,) = (folder / "checkpoints").glob("best-*.ckpt")
+    return path
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+
+def test_a_run_folder_holds_exactly_these_files(workplace):
+    folder = workplace.folder / "runs/adapted"
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = {re.sub(r"events\.out.*", "events", name) for name in found}
+    assert found == {
+        "config.yaml", "run.json", "metrics.jsonl", "subnetwork.safetensors", "summary.md",
+        f"checkpoints/{best(folder).name}", "checkpoints/last.ckpt", "tensorboard/events", "tensorboard/hparams.yaml",
+    }  # fmt: skip
+    assert json.loads((folder / "run.json").read_text())["status"] == "complete"
+
+
+def test_the_new_base_is_an_ordinary_transformers_folder(workplace):
+    folder = workplace.folder / "runs/base/model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) == 512
+    text = "".join(read_flores(str(workplace.hub), TARGET, "dev", workplace.folder)[:3])
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_training_lowers_the_target_loss(workplace):
+    checkpoint = load(best(workplace.folder / "runs/adapted"))
+    before = checkpoint["neuroglot"]["before"]["qah-Deva"][0]
+    after = float(re.search(r"loss([\d.]+)\.ckpt", best(workplace.folder / "runs/adapted").name)[1])
+    assert after < before - 0.01
+
+
+def test_checkpoints_hold_neuron_weights_only(workplace):
+    folder = workplace.folder / "runs/adapted"
+    subnetwork = Subnetwork.load(folder / "subnetwork.safetensors")
+    weights = load(best(folder))["state_dict"]
+    neurons = subnetwork.by_layer(TARGET)
+    assert {name: tuple(w.shape) for name, w in weights.items()} == {
+        f"{layer}.{projection}": (len(indices), 48)
+        for layer, indices in neurons.items()
+        for projection in ("gate", "up", "down")
+    }
+
+
+def oracle_loss(workplace, model, tokenizer, language):
+    """Nats per token by transformers' own logits, block by block."""
+    sentences = read_flores(str(workplace.hub), language, "dev", workplace.folder)
+    nats = tokens = 0.0
+    for block in join_blocks(sentences, tokenizer, 64):
+        ids = block.input_ids.unsqueeze(0)
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        nats += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        tokens += ids.shape[1] - 1
+    return nats / tokens
+
+
+def test_validate_without_arguments_reports_the_best_checkpoints_number(workplace, capsys):
+    """And plain transformers, with the neuron weights written into the base by hand, reports it too."""
+    assert main(["validate", "--run_dir", str(workplace.folder / "runs")]) == 0
+    output = capsys.readouterr().out
+    folder = workplace.folder / "runs/adapted"
+    named = re.search(r"loss([\d.]+)\.ckpt", best(folder).name)[1]
+    assert "newest run" in output
+    assert re.search(rf"^qah-Deva +{named} ", output, re.MULTILINE)
+    model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
+    tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
+    base_loss = oracle_loss(workplace, model, tokenizer, TARGET)
+    subnetwork = Subnetwork.load(folder / "subnetwork.safetensors")
+    with torch.no_grad():
+        for name, vectors in load(best(folder))["state_dict"].items():
+            layer, projection = name.split(".")
+            index = subnetwork.by_layer(TARGET)[int(layer)]
+            weight = getattr(model.model.layers[int(layer)].mlp, f"{projection}_proj").weight
+            if projection == "down":
+                weight[:, index] = vectors.T
+            else:
+                weight[index] = vectors
+    assert oracle_loss(workplace, model, tokenizer, TARGET) == pytest.approx(float(named), abs=1e-4)
+    before = load(best(folder))["neuroglot"]["before"]["qah-Deva"][0]
+    assert base_loss == pytest.approx(before, abs=1e-5)
+
+
+def test_validate_with_a_configuration_measures_the_unadapted_base(workplace, capsys):
+    config = workplace.folder / "runs/adapted/config.yaml"
+    assert main(["validate", "--config", str(config)]) == 0
+    before = load(best(workplace.folder / "runs/adapted"))["neuroglot"]["before"]["qah-Deva"][0]
+    assert re.search(rf"^qah-Deva +{before:.4f} ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_test_and_predict_read_the_newest_run(workplace, capsys):
+    assert main(["test", "--run_dir", str(workplace.folder / "runs")]) == 0
+    assert "<- target" in capsys.readouterr().out
+    prompts = workplace.folder / "prompts.txt"
+    prompts.write_text("जिपो\nसिवा\n", encoding="utf-8")
+    assert main(["predict", "--run_dir", str(workplace.folder / "runs"), f"--data.prompts={prompts}"]) == 0
+    rows = (workplace.folder / "runs/adapted/predictions.jsonl").read_text().strip().split("\n")
+    assert [json.loads(row)["prompt"] for row in rows] == ["जिपो", "सिवा"]
+
+
+def test_atlas_counts_what_a_plain_forward_shows(workplace):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    atlas = Atlas.load(path)
+    assert set(atlas.counts) == set(LANGUAGES)
+    model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
+    tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
+    shard = workplace.hub / "cis-lmu/GlotCC-V1/v1.0/qag-Geor/qag-Geor_0.parquet"
+    import pyarrow.parquet as pq
+
+    documents = pq.read_table(shard)["content"].to_pylist()
+    stream = [i for text in documents[:200] for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    counts = torch.zeros(3, 128, dtype=torch.int64)
+    for block in torch.tensor(stream)[:4096].reshape(-1, 128):
+        with torch.no_grad():
+            hidden = model.model(input_ids=block.unsqueeze(0), output_hidden_states=True).hidden_states
+        for layer, ffn in enumerate(find_gated_ffns(model)):
+            seen = []
+            handle = ffn.module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+            with torch.no_grad():
+                model.model(inputs_embeds=hidden[0])
+            handle.remove()
+            counts[layer] += (torch.nn.functional.silu(ffn.gate(seen[0])) > 0).sum((0, 1))
+    assert atlas.tokens["qag-Geor"] == 4096
+    # A gate within rounding of zero may differ between batch shapes.
+    assert (atlas.counts["qag-Geor"] - counts).abs().max() <= 1
+
+
+def test_counting_hooks_leave_the_forward_as_it_is(workplace):
+    model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
+    ids = torch.arange(20).unsqueeze(0)
+    plain = model(input_ids=ids).logits
+    counter = _GateCounter(find_gated_ffns(model), torch.device("cpu"))
+    with counter:
+        assert torch.equal(model(input_ids=ids).logits, plain)
+    model(input_ids=ids)
+    assert 0 < counter.counts_LN.max() <= 20
+
+
+def test_the_same_command_again_does_nothing(workplace, capsys):
+    newest = best(workplace.folder / "runs/adapted").stat().st_mtime_ns
+    assert main(workplace.adapt()) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert best(workplace.folder / "runs/adapted").stat().st_mtime_ns == newest
+
+
+def test_resume_never_starts_beside_and_loses_nothing(workplace, capsys):
+    assert main([*workplace.adapt(data__token_budget=1024), "--name=again"]) == 0
+    assert main([*workplace.adapt(data__token_budget=1024), "--name=again", "--resume=never"]) == 0
+    assert (workplace.folder / "runs/again-2/summary.md").exists()
+    first, second = (load(workplace.folder / f"runs/{name}/checkpoints/last.ckpt") for name in ("again", "again-2"))
+    os.environ.pop("NEUROGLOT_RUN_FOLDER", None)
+    for name, weights in first["state_dict"].items():
+        assert torch.equal(weights, second["state_dict"][name])
+
+
+def assert_same_end(one, other, tolerance=0.0):
+    for name, weights in one["state_dict"].items():
+        torch.testing.assert_close(other["state_dict"][name], weights, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(workplace, accumulate):
+    keys = {"trainer__accumulate_grad_batches": accumulate, "trainer__validate_every": 6}
+    whole, killed = f"whole{accumulate}", f"killed{accumulate}"
+    assert main(workplace.adapt(whole, **keys)) == 0
+    process = start(workplace.adapt(killed, **keys))
+    for line in process.stdout:
+        if line.startswith("step 12"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = workplace.folder / killed / "adapted"
+    assert not (folder / "summary.md").exists()
+    resumed = start(workplace.adapt(killed, **keys))
+    output = resumed.communicate()[0]
+    assert resumed.returncode == 0, output
+    assert "going on from step" in output
+    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in (whole, killed))
+    assert one["global_step"] == other["global_step"]
+    assert_same_end(one, other)
+    metrics = [(workplace.folder / name / "adapted/metrics.jsonl").read_text() for name in (whole, killed)]
+    rows = [[{**json.loads(line), "time": 0} for line in text.strip().split("\n")] for text in metrics]
+    assert rows[0] == rows[1]
+
+
+def test_masked_and_packed_runs_end_alike(workplace):
+    keys = {"trainer__accumulate_grad_batches": 2, "data__token_budget": 6144}
+    assert main(workplace.adapt("packed", **keys)) == 0
+    assert main(workplace.adapt("masked", model__engine="masked", **keys)) == 0
+    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("packed", "masked"))
+    assert_same_end(one, other, 1e-6)
+
+
+def test_two_processes_end_like_one_with_twice_the_batch(workplace):
+    """Profiling, training and validation on two processes: the same counts, weights and losses."""
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    atlas = workplace.folder / "two.safetensors"
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", f"--profiling.atlas={atlas}"]
+    process = start([*workplace.adapt("two"), *two])
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    for code, counts in Atlas.load(path).counts.items():
+        assert (Atlas.load(atlas).counts[code] - counts).abs().max() <= 1
+    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("runs", "two"))
+    assert_same_end(one, other, 1e-5)
+    assert best(workplace.folder / "two/adapted").name == best(workplace.folder / "runs/adapted").name
+
+
+def test_bf16_mixed_runs_on_a_cpu_with_fp32_neuron_weights(workplace):
+    assert main([*workplace.adapt("bf16"), "--trainer.precision=bf16-mixed"]) == 0
+    checkpoint = load(best(workplace.folder / "bf16/adapted"))
+    assert {weights.dtype for weights in checkpoint["state_dict"].values()} == {torch.float32}
+    states = checkpoint["optimizer_states"][0]["state"].values()
+    assert {state["exp_avg"].dtype for state in states} == {torch.float32}
+    after = float(re.search(r"loss([\d.]+)\.ckpt", best(workplace.folder / "bf16/adapted").name)[1])
+    assert after < checkpoint["neuroglot"]["before"]["qah-Deva"][0]
+
+
+def test_paper_chunking_trains(workplace):
+    keys = {"data__chunking": "paper", "data__block_size": 300, "data__token_budget": 9000}
+    arguments = [a for a in workplace.adapt("paper", **keys) if a != "--data.block_size=64"]
+    assert main(arguments) == 0
+
+
+def test_profile_extends_an_atlas_and_subnetwork_needs_no_model(workplace, capsys):
+    atlas = workplace.folder / "extended.safetensors"
+    keys = workplace.adapt()[1:]
+    verb = ["profile", *keys, f"--profiling.atlas={atlas}"]
+    assert main([*verb, '--profiling.languages=["qaa-Latn"]']) == 0
+    few = Atlas.load(atlas)
+    assert set(few.counts) == {"qaa-Latn", "qah-Deva"}
+    assert main([*verb, '--profiling.languages=["qaa-Latn","qab-Latn"]']) == 0
+    assert "2 of 3 languages counted before" in capsys.readouterr().out
+    more = Atlas.load(atlas)
+    assert torch.equal(more.counts["qaa-Latn"], few.counts["qaa-Latn"])
+    written = workplace.folder / "selected.safetensors"
+    assert main(["subnetwork", f"--atlas={atlas}", "--profiling.rate=0.2", f"--write={written}", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert [row["neurons"] for row in described["languages"]] == [
+        len(pairs) for pairs in Subnetwork.load(written).neurons.values()
+    ]
+    assert main(["subnetwork", f"--file={written}"]) == 0
+    assert "overlap" in capsys.readouterr().out
+
+
+def test_merged_atlases_are_the_sum(workplace):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    one, two = Atlas.load(path), Atlas.load(path)
+    one.merge(two, path)
+    for code, counts in two.counts.items():
+        assert torch.equal(one.counts[code], 2 * counts)
+        assert one.tokens[code] == 2 * two.tokens[code]
