@@ -45,15 +45,10 @@ class RunRecord(Callback):
         """Takes them over."""
         self._best = state_dict["best"]
 
-    def setup(self, trainer: Trainer, pl_module: SparseSubnetModule, stage: str) -> None:  # type: ignore[override]
-        """Saves configuration and record before anything expensive, so that the folder explains itself."""
-        if stage == "fit" and trainer.is_global_zero:
-            write_text(self.run.folder / CONFIG, self.config_yaml)
-            self._write_record(trainer, pl_module, "started")
-
     def on_fit_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
-        """Saves the subnetwork that is trained."""
+        """Saves configuration, versions and subnetwork once all of the input has proved good."""
         if trainer.is_global_zero:
+            write_text(self.run.folder / CONFIG, self.config_yaml)
             if pl_module.subnetwork is not None:
                 pl_module.subnetwork.save(self.run.folder / SUBNETWORK)
             self._write_record(trainer, pl_module, "training")

@@ -92,14 +92,14 @@ def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
         revision=getattr(model.config, "_commit_hash", None) or "",
         fingerprint="" if is_meta else fingerprint(weights),
         layers=config.num_hidden_layers,
-        neurons_per_layer=config.intermediate_size,
+        neurons_per_layer=getattr(config, "intermediate_size", None) or 0,
         hidden_size=config.hidden_size,
         parameters=sum(weight.numel() for _, weight in weights),
     )
 
 
-def identity_from_configuration(name: str, revision: str | None) -> ModelIdentity:
-    """Returns the shape of a model without loading its weights.
+def base_without_weights(name: str, revision: str | None) -> PreTrainedModel:
+    """Returns a model on the meta device: its shape, read from its configuration alone.
 
     Raises:
         UserError: Its configuration cannot be read.
@@ -110,5 +110,4 @@ def identity_from_configuration(name: str, revision: str | None) -> ModelIdentit
         raise unloadable("configuration", name, error) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config)
-    return identity_of(model, name)
+        return AutoModelForCausalLM.from_config(config)

@@ -52,7 +52,7 @@ class Parser(LightningArgumentParser):
         """
         line = " ".join(message.split())
         line = re.sub(r"^Parser key \"[\w.]*\": (?=.*Key)", "", line)
-        unknown = re.search(r"(?:[Kk]ey|[Oo]ption|Unrecognized arguments:|[Gg]roup) ['\"]?(?:--)?([\w.]+)", line)
+        unknown = re.search(r"(?i:key|option|unrecognized arguments:|group) ['\"]?(?:--)?([\w.]+)", line)
         hint = did_you_mean(unknown[1], self._known_keys()) if unknown and unknown[1] not in self._known_keys() else ""
         raise UserError(f"{line[:400]}{hint}")
 
@@ -121,6 +121,11 @@ class NeuroglotCLI(LightningCLI):
             self._choose_run(settings)
         elif self.subcommand in _MEASURING:
             self._find_subnetwork(settings)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses a base that cannot be trained before anything expensive starts."""
+        if self.subcommand in ("fit", "profile"):
+            self.model.require_trainable()
 
     def _plain_settings(self) -> dict[str, Any]:
         """Returns the resolved configuration without the keys of a single verb, as plain data."""

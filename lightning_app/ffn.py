@@ -97,6 +97,8 @@ def find_gated_ffns(model: PreTrainedModel) -> list[GatedFFN]:
             f"{architecture} has no gated FFN (gate, up and down projections): found {len(found)} in {layers} layers. "
             "Llama, Mistral, Cohere, Gemma, Qwen, Phi-3 and models of their kind have one in each"
         )
+    if len({ffn.neurons for ffn in found}) > 1:
+        raise UserError(f"{architecture} has layers with different numbers of neurons; they are not comparable")
     _require_equation(found[0], architecture)
     return found
 

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
-from lightning_app.base import base_dtype, identity_of, load_base, new_base
+from lightning_app.base import base_dtype, base_without_weights, identity_of, load_base, new_base
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.identity import ModelIdentity
@@ -134,6 +134,20 @@ class SparseSubnetModule(LightningModule):
     @property
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def require_trainable(self) -> None:
+        """Checks what can be checked before text is tokenised and weights are loaded.
+
+        Raises:
+            UserError: The architecture has no gated FFNs, or the subnetwork file does not fit it.
+        """
+        if self.method != "subnetwork" or self.base_name is None:
+            return
+        model = base_without_weights(self.base_name, self.revision)
+        find_gated_ffns(model)
+        if self.subnetwork_path is not None:
+            found = Subnetwork.load(self.subnetwork_path)
+            found.model.require_same(identity_of(model, self.base_name), "subnetwork", self.subnetwork_path)
 
     @property
     def needs_subnetwork(self) -> bool:

@@ -74,16 +74,16 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
         UserError: The named folder holds a run with another configuration, or the checkpoint is missing.
     """
     folder = root / (name if is_named else f"{name}-{configuration[:6]}")
+    last = folder / "checkpoints" / "last.ckpt"
     if resume == "never":
         folder = _fresh(folder)
-    elif (record := read_record(folder)) and record["configuration"] != configuration:
+    elif last.is_file() and (record := read_record(folder)) and record["configuration"] != configuration:
         raise UserError(
             f"{folder} holds a run with another configuration ({folder / CONFIG}); choose another --name, "
             "or --resume never to start anew beside it"
         )
     elif resume == "auto":
-        last = folder / "checkpoints" / "last.ckpt"
-        complete = record is not None and record.get("status") == "complete"
+        complete = last.is_file() and (read_record(folder) or {}).get("status") == "complete"
         return Run(folder, configuration, last if last.is_file() else None, complete)
     elif not Path(resume).is_file():
         raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.atlas import Atlas
-from lightning_app.base import base_dtype, identity_from_configuration
+from lightning_app.base import base_dtype, base_without_weights, identity_of
 from lightning_app.errors import UserError
 from lightning_app.files import replacing
 from lightning_app.identity import ModelIdentity
@@ -160,7 +160,7 @@ class NeuroglotTrainer(Trainer):
             found = select_subnetwork(summed, pool, profiling.rate, profiling.quantile)
         identity = _shape(shape, found.model)
         if not found.model.parameters and shape is None and model is not None and model.base_name:
-            identity = identity_from_configuration(model.base_name, model.revision)
+            identity = identity_of(base_without_weights(model.base_name, model.revision), model.base_name)
             found.model.require_same(identity, "subnetwork", file or "selected")
         if write:
             found.save(Path(write))

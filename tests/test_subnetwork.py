@@ -33,7 +33,8 @@ def test_released_masks_give_every_number_of_the_papers_table(file, model, at, s
     for short, figures in TABLE.items():
         neurons, millions, percent = figures[at : at + 3]
         assert rows[short]["neurons"] == neurons
-        assert round(rows[short]["parameters"] / 1e6, 1) == pytest.approx(millions)
+        # The paper rounds some figures twice: 31.15 M stands there as 31.1.
+        assert rows[short]["parameters"] / 1e6 == pytest.approx(millions, abs=0.051)
         assert round(100 * rows[short]["share_of_model"], 2) == pytest.approx(percent)
     assert described["union_share"] == pytest.approx(0.05, abs=1e-5)
     assert max(max(row["neurons_per_layer"]) for row in described["languages"]) == (1152 if at == 0 else 1213)
