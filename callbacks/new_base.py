@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from safetensors import SafetensorError
 
 from datamodules.glotcc import GlotCCDataModule
 from lightning_app.files import disk_full, is_disk_full, ordinary_mode
@@ -34,7 +35,7 @@ class SaveNewBase(Callback):
         try:
             pl_module.base.save_pretrained(temporary)
             data.tokenizer.save_pretrained(temporary)
-        except Exception as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if is_disk_full(error):
                 raise disk_full(target) from error

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.token_cache import Lengths, TokenCache
+from lightning_app.loss import IGNORED
 
 Chunking = Literal["packed", "paper"]
 
@@ -128,3 +129,10 @@ def cut_blocks(
     if chunking == "paper":
         return PaperChunks(cache, block_size, budget)
     return PackedBlocks(cache, block_size, budget, separator if chunking == "packed" else None)
+
+
+def pad_batch(sequences: list[Tensor], padding: int) -> dict[str, Tensor]:
+    """Returns ``input_ids`` (B, T) padded on the right, and ``labels`` with -100 where there is padding."""
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=padding)
+    labels = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED)
+    return {"input_ids": ids, "labels": labels}

@@ -19,9 +19,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.sources import _hub_errors, gated
 from lightning_app.errors import UserError
 from lightning_app.files import replacing
+from lightning_app.hub import gated, hub_errors
 from lightning_app.languages import Language
 
 FLORES_PLUS = "openlanguagedata/flores_plus"
@@ -78,7 +78,7 @@ def _read_split(source: str, language: Language, split: Split, cache_dir: Path) 
 def _read_hub(repository: str, language: Language, split: Split) -> list[str]:
     code = language.code("flores_plus")
     try:
-        with _hub_errors(repository, _ALTERNATIVES):
+        with hub_errors(repository, _ALTERNATIVES):
             path = hf_hub_download(repository, f"{split}/{code}.parquet", repo_type="dataset")
     except LocalEntryNotFoundError as error:
         raise UserError(f"cannot reach {repository}; run again with a network, or {_ALTERNATIVES}") from error

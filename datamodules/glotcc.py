@@ -1,7 +1,6 @@
 """The LightningDataModule: GlotCC (or other text) for training, FLORES for validation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,26 +11,19 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.chunking import Blocks, Chunking, cut_blocks, usable_tokens
+from datamodules.chunking import Blocks, Chunking, cut_blocks, pad_batch, usable_tokens
 from datamodules.flores import FLORES_PLUS, FloresBlock, Split, join_blocks, read_flores
+from datamodules.mixture import read_shares
 from datamodules.order import ResumableBatches, training_order
+from datamodules.prompts import read_prompts
 from datamodules.sources import open_source
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import load_tokenizer, train_tokenizer
 from lightning_app.errors import UserError
 from lightning_app.languages import Language, find_language
-from lightning_app.loss import IGNORED
 from lightning_app.progress import short
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Share:
-    """A language's part of the training text."""
-
-    language: Language
-    share: float
 
 
 class GlotCCDataModule(LightningDataModule):
@@ -89,7 +81,7 @@ class GlotCCDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.target = find_language(language) if language else None
-        self.shares = _shares(self.target, mixture)
+        self.shares = read_shares(self.target, mixture)
         self.watched = [find_language(code) for code in watch or []]
         self.source, self.revision, self.flores = source, revision, flores
         self.files = {find_language(code).glotcc: files_of for code, files_of in (files or {}).items()}
@@ -300,41 +292,10 @@ class GlotCCDataModule(LightningDataModule):
         """Returns the prompts of ``predict``, one at a time; nothing while profiling."""
         if getattr(self.trainer, "is_profiling", False):
             return []
-        prompts = self._prompts()[self._loop.global_rank :: self._loop.world_size]
+        prompts = read_prompts(self.prompts_file, self.target, self.flores, self.cache_dir)[
+            self._loop.global_rank :: self._loop.world_size
+        ]
         return DataLoader(cast(Dataset[str], prompts), batch_size=1)
-
-    def _prompts(self) -> list[str]:
-        if self.prompts_file is None:
-            if self.target is None:
-                raise UserError("nothing to predict: give --language or --data.prompts FILE.txt")
-            sentences = read_flores(self.flores, self.target, "devtest", self.cache_dir)[:20]
-            return [" ".join(words[: max(1, len(words) // 2)]) for words in (text.split(" ") for text in sentences)]
-        try:
-            lines = Path(self.prompts_file).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"cannot read the prompts: {error}; give a UTF-8 text file with one prompt a line"
-            ) from error
-        return [line for line in lines if line]
-
-
-def pad_batch(sequences: list[Tensor], padding: int) -> Batch:
-    """Returns ``input_ids`` (B, T) padded on the right, and ``labels`` with -100 where there is padding."""
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=padding)
-    labels = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED)
-    return {"input_ids": ids, "labels": labels}
-
-
-def _shares(target: Language | None, mixture: dict[str, float] | None) -> list[Share]:
-    if not mixture:
-        return [Share(target, 1.0)] if target is not None else []
-    total = sum(mixture.values())
-    if target is not None or total <= 0 or min(mixture.values()) <= 0:
-        raise UserError(
-            "--data.mixture needs shares above zero and no --language beside it; found "
-            f"{mixture} and language {target or 'none'}"
-        )
-    return [Share(find_language(code), share / total) for code, share in mixture.items()]
 
 
 @rank_zero_only

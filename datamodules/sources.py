@@ -12,18 +12,11 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 from datasets import IterableDataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi
 
 from lightning_app.errors import UserError
 from lightning_app.files import digest
+from lightning_app.hub import hub_errors
 from lightning_app.languages import Language
 
 _BATCH = 256
@@ -32,10 +25,6 @@ _TEXT_COLUMNS = ("content", "text")
 
 Position = dict[str, Any] | None
 DocumentBatches = Iterator[tuple[list[str], Position]]
-
-
-class UnreachableError(UserError):
-    """A remote source could not be reached; what is cached may still serve."""
 
 
 class TextSource(Protocol):
@@ -71,7 +60,10 @@ class HubSource:
             UnreachableError: No network.
             UserError: No such repository or revision, or it is gated.
         """
-        with _hub_errors(self.repository, "--data.source FOLDER or --data.files reads your own text"):
+        with hub_errors(
+            self.repository,
+            "run the same command again with a network, or give text with --data.source FOLDER or --data.files",
+        ):
             commit = HfApi().dataset_info(self.repository, revision=self.revision).sha
         return {"data set": self.repository, "configuration": self.language.glotcc, "revision": str(commit)}
 
@@ -81,7 +73,7 @@ class HubSource:
             stream.load_state_dict(position)
         batches = stream.iter(batch_size=_BATCH)
         try:
-            with _hub_errors(self.repository, "run the same command again: it goes on where it stopped"):
+            with hub_errors(self.repository, "run the same command again: it goes on where it stopped"):
                 for batch in batches:
                     yield batch["content"], stream.state_dict()
         finally:
@@ -91,7 +83,7 @@ class HubSource:
             del batches, stream
 
     def _stream(self) -> IterableDataset:
-        with _hub_errors(self.repository, "run the same command again once it can be reached"):
+        with hub_errors(self.repository, "run the same command again once it can be reached"):
             try:
                 stream = load_dataset(
                     self.repository, self.language.glotcc, split="train", streaming=True, revision=self.revision
@@ -104,57 +96,6 @@ class HubSource:
                     ) from error
                 raise
         return stream.select_columns(["content"])
-
-
-class _hub_errors:  # noqa: N801 - used as a statement
-    """Turns what the hub's clients raise into one line that says what to do."""
-
-    def __init__(self, repository: str, advice: str) -> None:
-        self.repository, self.advice = repository, advice
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is None or isinstance(error, (UserError, GeneratorExit)):
-            return
-        if _is(error, GatedRepoError):
-            raise gated(self.repository) from error
-        if _is(error, RevisionNotFoundError):
-            raise UserError(f"{self.repository} has no such revision; check --data.revision") from error
-        if _is(error, RepositoryNotFoundError) or (
-            isinstance(error, DatasetNotFoundError) and not _is(error, ConnectionError)
-        ):
-            raise UserError(f"there is no data set {self.repository} on the hub; {self.advice}") from error
-        if is_network_error(error):
-            raise UnreachableError(f"cannot reach {self.repository} at {constants.ENDPOINT}; {self.advice}") from error
-
-
-def is_network_error(error: BaseException) -> bool:
-    """Tells whether ``error`` is a failed connection, also where a client wrapped it."""
-    if isinstance(error, (ConnectionError, TimeoutError, OfflineModeIsEnabled, HfHubHTTPError)):
-        return True
-    if any(base.__name__ in ("TransportError", "RequestException", "ClientError") for base in type(error).__mro__):
-        return True  # httpx, requests and aiohttp, whichever the hub's clients use
-    inner = error.__cause__ or error.__context__
-    return inner is not None and is_network_error(inner)
-
-
-def _is(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def gated(repository: str, alternatives: str = "--data.source FOLDER or --data.files") -> UserError:
-    """Returns the error for a gated data set without token or accepted terms."""
-    page = f"https://huggingface.co/datasets/{repository}"
-    return UserError(
-        f"{repository} is gated: open {page}, accept its terms, then run `hf auth login` or set HF_TOKEN; "
-        f"or use other data: {alternatives}"
-    )
 
 
 @dataclass

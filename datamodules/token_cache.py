@@ -23,10 +23,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.sources import TextSource, UnreachableError
+from datamodules.sources import TextSource
 from lightning_app import __version__
 from lightning_app.errors import UserError
 from lightning_app.files import digest, disk_full, is_disk_full, write_json
+from lightning_app.hub import UnreachableError
 from lightning_app.progress import TokenProgress
 
 _COMMIT_EVERY_S = 5.0

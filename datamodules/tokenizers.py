@@ -7,9 +7,10 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.sources import TextSource, is_network_error
+from datamodules.sources import TextSource
 from lightning_app.errors import UserError
 from lightning_app.files import digest
+from lightning_app.hub import unloadable
 
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_BYTES = 20_000_000
@@ -28,19 +29,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
     return tokenizer
-
-
-def unloadable(what: str, name: str, error: BaseException) -> UserError:
-    """Returns one line for what transformers says at length when it cannot load something."""
-    reason = " ".join(str(error).split())
-    if "gated" in reason or "restricted" in reason:
-        return UserError(
-            f"{name} is gated: open https://huggingface.co/{name}, accept its terms, then run `hf auth login` or set "
-            "HF_TOKEN; or name another --model.base"
-        )
-    if is_network_error(error) or "couldn't connect" in reason.lower() or "offline" in reason.lower():
-        return UserError(f"cannot reach the hub for the {what} of {name} and it is not cached; or give a local folder")
-    return UserError(f"cannot load the {what} of {name}: {reason[:200]}; check --model.base")
 
 
 def train_tokenizer(

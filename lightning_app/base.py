@@ -4,10 +4,11 @@ import warnings
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from datamodules.tokenizers import unloadable
 from lightning_app.errors import UserError
+from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
@@ -37,12 +38,8 @@ def load_base(name: str, revision: str | None, dtype: torch.dtype) -> PreTrained
     """
     try:
         return AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable("model", name, error) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise unloadable("model", name, error) from error
-        raise
 
 
 def new_base(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:

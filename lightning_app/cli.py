@@ -184,6 +184,11 @@ class NeuroglotCLI(LightningCLI):
             kwargs["profiling"] = next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, LAPEProfiling))
         return kwargs
 
+    def after_validate(self) -> None:
+        """Says where the measured run's files are."""
+        if self._settings.get("ckpt_path"):
+            _say(f"files of the run: {Path(self._settings.ckpt_path).parent.parent}/")
+
     def fit(self, **kwargs: Any) -> None:
         """Trains, unless the run is complete already."""
         run = self.run_of_fit

@@ -1,7 +1,7 @@
 """The LightningModule: a frozen causal language model of which one language's neurons are trained."""
 
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,30 +11,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
 from lightning_app.base import base_dtype, base_without_weights, identity_of, load_base, new_base
+from lightning_app.engine import Engine, build_engine
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
 from lightning_app.loss import IGNORED, OutputHead, token_loss_sum
-from lightning_app.masked import MaskedEngine
 from lightning_app.metrics import LanguageLoss
-from lightning_app.packed import PackedEngine
 from lightning_app.subnetwork import Subnetwork
-
-_ENGINES = {"masked": MaskedEngine, "packed": PackedEngine}
-_TINY = 20
-
-
-class Engine(Protocol):
-    """What both engines offer; see `lightning_app.packed` and `lightning_app.masked`."""
-
-    name: str
-
-    def neuron_weights(self) -> dict[str, Tensor]: ...
-    def load_neuron_weights(self, weights: dict[str, Tensor]) -> None: ...
-    def after_step(self) -> None: ...
-    def optimizer(self, **options: Any) -> Optimizer: ...
-    def require_frozen_gradients_zero(self) -> None: ...
 
 
 class SparseSubnetModule(LightningModule):
@@ -96,8 +80,6 @@ class SparseSubnetModule(LightningModule):
             raise UserError(f"--model.base is {base} and --model.architecture is given too; expected one of the two")
         if architecture is not None and method != "full":
             raise UserError("a new base from --model.architecture has nothing to adapt yet; set --model.method full")
-
-    # --- building -----------------------------------------------------------------------------------------------
 
     @property
     def base(self) -> PreTrainedModel:
@@ -189,8 +171,8 @@ class SparseSubnetModule(LightningModule):
         if self.method == "full":
             base.requires_grad_(True)
         elif self.subnetwork is not None:
-            engine = _ENGINES[self.engine_name](self.ffns, self.subnetwork.by_layer(self.target), self.projections)
-            self.engine = cast(Engine, engine)
+            neurons = self.subnetwork.by_layer(self.target)
+            self.engine = build_engine(self.engine_name, self.ffns, neurons, self.projections)
         base.train(self.trainer.training or self.trainer.state.fn == "fit")
 
     @property
@@ -199,8 +181,6 @@ class SparseSubnetModule(LightningModule):
         if self.engine is not None:
             return sum(weights.numel() for weights in self.engine.neuron_weights().values())
         return sum(weight.numel() for weight in self.base.parameters()) if self.method == "full" else 0
-
-    # --- training -----------------------------------------------------------------------------------------------
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Returns the decoder's last hidden states, (B, T, D), without making logits."""
@@ -241,8 +221,6 @@ class SparseSubnetModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.engine is not None:
             self.engine.after_step()
-
-    # --- validation ---------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch of FLORES blocks to its language's loss."""
@@ -289,8 +267,6 @@ class SparseSubnetModule(LightningModule):
         )
         continuation = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"prompt": batch[0], "continuation": continuation}
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns the trained weights alone: vectors by ``{layer}.{projection}``, or the whole base under ``full``."""
