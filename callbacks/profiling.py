@@ -71,7 +71,14 @@ class LAPEProfiling(Callback):
             return
         pool = self.pool(pl_module.language)
         atlas, path = self.count(trainer, pl_module, pool)
-        if not is_profiling:
+        if is_profiling:
+            if trainer.is_global_zero:
+                held = ", ".join(f"{code} {short(tokens)}" for code, tokens in atlas.tokens.items())
+                print(f"atlas {path}: tokens {held}", flush=True)
+                print(
+                    f"select with: python main.py subnetwork --atlas {path} --profiling.rate {self.rate:g}", flush=True
+                )
+        else:
             pl_module.use(self._select(trainer, atlas, path, pool, pl_module.target), path)
 
     def pool(self, target: Language | None) -> list[Language]:
@@ -110,6 +117,7 @@ class LAPEProfiling(Callback):
             atlas = Atlas(module.identity, data.tokenizer_digest, block_size)
         ffns = module.ffns
         missing = [language for language in pool if language not in atlas]
+        data.require_text(missing)
         if trainer.is_global_zero:
             print(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before", flush=True)
         for language in missing:

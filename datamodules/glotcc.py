@@ -148,6 +148,11 @@ class GlotCCDataModule(LightningDataModule):
         title = f"tokenising {language}"
         return fill(self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
 
+    def require_text(self, languages: list[Language]) -> None:
+        """Raises `UserError` where there can be no text of a language, before any of it is read."""
+        for language in languages:
+            self._source(language)
+
     def profiling_blocks(self, language: Language, tokens: int, block_size: int) -> tuple[Blocks, dict[str, Any]]:
         """Returns full blocks without special tokens, as LAPE counts on, and where they come from.
 
@@ -165,12 +170,12 @@ class GlotCCDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Fills the caches that ``stage`` reads. File locks make this safe on every process at once."""
-        if stage == "fit":
-            self._setup_training()
         if stage in ("fit", "validate"):
-            self._setup_evaluation("dev")
+            self._setup_evaluation("dev")  # first: it is quick, and gated
         if stage == "test":
             self._setup_evaluation("devtest")
+        if stage == "fit":
+            self._setup_training()
 
     def _setup_training(self) -> None:
         if not self.shares:

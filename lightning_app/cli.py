@@ -125,7 +125,7 @@ class NeuroglotCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuses a base that cannot be trained before anything expensive starts."""
         if self.subcommand in ("fit", "profile"):
-            self.model.require_trainable()
+            self.model.require_trainable(self._profiling.atlas_path)
 
     def _plain_settings(self) -> dict[str, Any]:
         """Returns the resolved configuration without the keys of a single verb, as plain data."""
@@ -181,8 +181,12 @@ class NeuroglotCLI(LightningCLI):
             kwargs["ckpt_path"] = str(self.run_of_fit.checkpoint) if self.run_of_fit.checkpoint else None
         if subcommand == "subnetwork":
             kwargs["json_"] = self._settings.json
-            kwargs["profiling"] = next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, LAPEProfiling))
+            kwargs["profiling"] = self._profiling
         return kwargs
+
+    @property
+    def _profiling(self) -> LAPEProfiling:
+        return next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, LAPEProfiling))
 
     def after_validate(self) -> None:
         """Says where the measured run's files are."""

@@ -10,6 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
+from lightning_app.atlas import Atlas
 from lightning_app.base import base_dtype, base_without_weights, identity_of, load_base, new_base
 from lightning_app.engine import Engine, build_engine
 from lightning_app.errors import UserError
@@ -93,7 +94,6 @@ class SparseSubnetModule(LightningModule):
             else:
                 self._base = load_base(cast(str, self.base_name), self.revision, dtype)
             self._base.requires_grad_(False)
-            self.model = self._base  # registers it, so that it moves to the device
             self.identity: ModelIdentity = identity_of(self._base, self.base_name or "new")
         return self._base
 
@@ -117,19 +117,21 @@ class SparseSubnetModule(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def require_trainable(self) -> None:
+    def require_trainable(self, atlas: Path | None) -> None:
         """Checks what can be checked before text is tokenised and weights are loaded.
 
         Raises:
-            UserError: The architecture has no gated FFNs, or the subnetwork file does not fit it.
+            UserError: The architecture has no gated FFNs, or the subnetwork file or the atlas does not fit it.
         """
         if self.method != "subnetwork" or self.base_name is None:
             return
         model = base_without_weights(self.base_name, self.revision)
         find_gated_ffns(model)
+        identity = identity_of(model, self.base_name)
         if self.subnetwork_path is not None:
-            found = Subnetwork.load(self.subnetwork_path)
-            found.model.require_same(identity_of(model, self.base_name), "subnetwork", self.subnetwork_path)
+            Subnetwork.load(self.subnetwork_path).model.require_same(identity, "subnetwork", self.subnetwork_path)
+        elif atlas is not None and atlas.exists():
+            Atlas.load(atlas).model.require_same(identity, "atlas", atlas)
 
     @property
     def needs_subnetwork(self) -> bool:

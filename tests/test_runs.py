@@ -230,6 +230,18 @@ def test_masked_and_packed_runs_end_alike(workplace):
     assert_same_end(one, other, 1e-6)
 
 
+def test_activation_checkpointing_ends_with_the_same_weights(workplace):
+    assert main(workplace.adapt("checkpointed", model__activation_checkpointing=True)) == 0
+    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("runs", "checkpointed"))
+    assert_same_end(one, other, 1e-7)
+
+
+def test_profiling_again_at_another_precision_uses_the_same_atlas(workplace, capsys):
+    """The fingerprint of a base does not depend on the dtype it is loaded in."""
+    assert main(["profile", *workplace.adapt()[1:], "--trainer.precision=bf16-mixed"]) == 0
+    assert "8 of 8 languages counted before" in capsys.readouterr().out
+
+
 def test_two_processes_end_like_one_with_twice_the_batch(workplace):
     """Profiling, training and validation on two processes: the same counts, weights and losses."""
     (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
