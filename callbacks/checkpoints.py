@@ -55,6 +55,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step >= trainer.total_steps:  # type: ignore[attr-defined]
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves also where validation is switched off."""
+        self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self._saved_step == trainer.global_step:
             return

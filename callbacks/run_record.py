@@ -131,10 +131,12 @@ class RunRecord(Callback):
                 f"- {len(subnetwork.of(module.target))} neurons, pool {' '.join(subnetwork.pool)}"
                 + (f", rate {subnetwork.rate:g}" if subnetwork.rate is not None else "")
             )
-        for when, losses in (
-            (f"at the best checkpoint, step {self._best['step']}", self._best["losses"]),
-            (f"after the last step, {steps}", module.after),
-        ):
+        tables = []
+        if self._best:
+            tables.append((f"at the best checkpoint, step {self._best['step']}", self._best["losses"]))
+        if self._best.get("step") != trainer.global_step and module.after:
+            tables.append((f"after the last step, {trainer.global_step}", module.after))
+        for when, losses in tables:
             lines += ["", f"FLORES dev {when} (nats per token, bits per byte), and the change:", ""]
             lines += ["```", format_losses(module.before, losses, target), "```"]
         return "\n".join([*lines, ""])

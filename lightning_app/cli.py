@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ActionYesNo
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.console import Console
@@ -51,10 +52,10 @@ class Parser(LightningArgumentParser):
             UserError: Always.
         """
         line = " ".join(message.split())
-        line = re.sub(r"^Parser key \"[\w.]*\": (?=.*Key)", "", line)
+        known = self._known_keys()
         unknown = re.search(r"(?i:key|option|unrecognized arguments:|group) ['\"]?(?:--)?([\w.]+)", line)
-        hint = did_you_mean(unknown[1], self._known_keys()) if unknown and unknown[1] not in self._known_keys() else ""
-        raise UserError(f"{line[:400]}{hint}")
+        hint = did_you_mean(unknown[1], known) if unknown and unknown[1] not in known else ""
+        raise UserError(f"{_in_plain_words(line)[:400]}{hint}")
 
     def _known_keys(self) -> list[str]:
         known = [action.dest for action in self._actions]
@@ -173,7 +174,10 @@ class NeuroglotCLI(LightningCLI):
         more = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
         loggers += [logger for logger in more if not isinstance(logger, bool) and logger is not None]
         given["callbacks"] = [*(given["callbacks"] or []), *callbacks]
-        return super().instantiate_trainer(logger=loggers, default_root_dir=str(root))  # type: ignore[return-value]
+        try:
+            return super().instantiate_trainer(logger=loggers, default_root_dir=str(root))  # type: ignore[return-value]
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise UserError(f"Lightning refuses the --trainer keys: {' '.join(str(error).split())[:300]}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -202,6 +206,18 @@ class NeuroglotCLI(LightningCLI):
             return
         _say(f"run folder {run.folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
         self.trainer.fit(**kwargs)
+
+
+def _in_plain_words(line: str) -> str:
+    """Returns jsonargparse's account of a wrong type as what was found and what was expected."""
+    key = re.search(r'Parser key "([\w.]+)"', line)
+    value = re.search(r"(?:Got value|Given value): (.*?)(?: - Expected|$| Given value)", line)
+    expected = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(?:typing\.)?(\S*\[.*?\]))", line)
+    if not (key and value and expected):
+        return line
+    kinds = [(plain or special).replace("Literal", "one of ") for plain, special in expected]
+    kinds = ["null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds)]
+    return f"--{key[1]} is {value[1]}; expected {' or '.join(kinds)}"
 
 
 def resolve_configs(arguments: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """One way to show that tokens are being worked through: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from typing import Self
@@ -28,7 +29,7 @@ class TokenProgress:
         self._started = self._last_line = time.monotonic()
         self._paused_at: float | None = None
         self._bar: tqdm | None = None
-        if is_shown and sys.stdout.isatty():
+        if is_shown and _has_terminal():
             self._bar = tqdm(
                 desc=title, total=total, initial=initial, unit="tok", unit_scale=True, file=sys.stdout,
                 dynamic_ncols=True, leave=False,
@@ -88,6 +89,11 @@ class TokenProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _has_terminal() -> bool:
+    """Tells whether stdout is a terminal with a width; some pseudo-terminals have none, and a bar would be empty."""
+    return sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
 
 
 def short(number: float) -> str:

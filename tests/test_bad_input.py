@@ -40,7 +40,7 @@ def refused(capsys, arguments, message):
         ("--language=welch", "unknown language 'welch'; did you mean 'Welsh'"),
         ("--data.token_budget=0", "token_budget is 0; expected a whole number above zero"),
         ("--data.token_budgett=5", "data.token_budgett.*did you mean '(data.)?token_budget'"),
-        ("--model.lr=fast", "model.lr.*fast"),
+        ("--model.lr=fast", "model.lr is fast; expected float"),
         ("--model.engine=pact", "model.engine.*packed"),
         ("--trainer.precision=bf16-true", "bf16-true; expected bf16-mixed, 32-true, 64-true"),
         ("--profiling.rate=0", "profiling.rate is 0"),
