@@ -70,7 +70,7 @@ class Console(ProgressBar):
         if self._progress is None:
             return
         if batch_idx % cast(Any, trainer).log_every_n_steps == 0:
-            self._loss = f"loss {outputs['loss'].item():.3f}"
+            self._loss = f"loss {outputs['nats_per_token'].item():.3f}"
         self._progress.advance(self._tokens_per_batch, getattr(self, "_loss", ""))
 
     def on_validation_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]

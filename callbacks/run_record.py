@@ -36,14 +36,17 @@ class RunRecord(Callback):
         self.run, self.config_yaml = run, config_yaml
         self._started = time.time()
         self._best: dict[str, Any] = {}
+        self._loss_sum: torch.Tensor | float = 0.0  # on the device, so that adding to it waits for nothing
+        self._batches = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the losses at the best checkpoint, which a resumed run must still know."""
-        return {"best": self._best}
+        """Returns what a resumed run must still know: the losses at the best checkpoint and those not logged yet."""
+        return {"best": self._best, "loss_sum": float(self._loss_sum), "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them over."""
-        self._best = state_dict["best"]
+        """Takes it over."""
+        self._best, self._batches = state_dict["best"], state_dict["batches"]
+        self._loss_sum = state_dict["loss_sum"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
         """Saves configuration, versions and subnetwork once all of the input has proved good."""
@@ -64,12 +67,15 @@ class RunRecord(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the training loss every ``log_every_n_steps``."""
-        step = trainer.global_step
+        """Logs the training loss every ``log_every_n_steps``, as the mean over batches and processes since then."""
+        self._loss_sum = self._loss_sum + outputs["nats_per_token"]
+        self._batches += 1
         if (batch_idx + 1) % (cast(Any, trainer).log_every_n_steps * trainer.accumulate_grad_batches) == 0:
+            mean = trainer.strategy.reduce(torch.as_tensor(self._loss_sum / self._batches), reduce_op="mean")
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
-                logger.log_metrics({"train/loss": float(outputs["loss"]), "train/lr": rate}, step)
+                logger.log_metrics({"train/loss": float(mean), "train/lr": rate}, trainer.global_step)
+            self._loss_sum, self._batches = 0.0, 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
         """Remembers the losses of the best step."""

@@ -194,10 +194,10 @@ class SparseSubnetModule(LightningModule):
         labels = batch["labels"][:, 1:]
         return token_loss_sum(hidden[:, :-1], self.head, labels), (labels != IGNORED).sum()
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean loss per token of a batch, in nats."""
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Returns the mean loss per token of a batch, in nats; twice, because Lightning scales ``loss`` in place."""
         nats, tokens = self._loss_sum(batch)
-        return nats / tokens
+        return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW over the trained weights, and the schedule where it is not constant."""

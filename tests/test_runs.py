@@ -242,6 +242,20 @@ def test_profiling_again_at_another_precision_uses_the_same_atlas(workplace, cap
     assert "8 of 8 languages counted before" in capsys.readouterr().out
 
 
+def test_logged_training_loss_does_not_depend_on_accumulation(workplace):
+    """The first step sees the same 8 sequences in one batch and in two: the mean loss must be the same."""
+    for name, size, accumulate in (("one", 8, 1), ("two", 4, 2)):
+        keys = {"trainer__accumulate_grad_batches": accumulate, "data__token_budget": 512}
+        batch = [f"--data.batch_size={size}", "--trainer.log_every_n_steps=1"]
+        assert main([*workplace.adapt(f"logged-{name}", **keys), *batch]) == 0
+    losses = []
+    for name in ("one", "two"):
+        rows = (workplace.folder / f"logged-{name}/adapted/metrics.jsonl").read_text().strip().split("\n")
+        losses += [row["train/loss"] for row in map(json.loads, rows) if "train/loss" in row]
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_two_processes_end_like_one_with_twice_the_batch(workplace):
     """Profiling, training and validation on two processes: the same counts, weights and losses."""
     (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
