@@ -1,7 +1,8 @@
 """The best and the last checkpoint of a run."""
 
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -43,6 +44,19 @@ class LastCheckpoint(Checkpoint):
         """Removes what a killed save left behind."""
         if stage == "fit" and trainer.is_global_zero:
             sweep_temporary_files(self.path.parent)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_train_start`."""
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets SIGTERM end the process at once, which is safe here, as every file is whole at any time.
+
+        Lightning's handler calls a collective wherever the process stands, and ranks that are not at the same place
+        wait for each other until they are killed.
+        """
+        if trainer.world_size > 1 and cast(Any, trainer.strategy).cluster_environment.creates_processes_externally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after the best checkpoint was decided on."""

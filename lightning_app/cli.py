@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -32,6 +33,7 @@ from lightning_app.run import (
     choose_run,
     configuration_digest,
     newest_run,
+    read_record,
     run_name,
 )
 from lightning_app.trainer import NeuroglotTrainer
@@ -142,7 +144,15 @@ class NeuroglotCLI(LightningCLI):
         if run.checkpoint is not None and not settings.model.subnetwork:
             beside = run.checkpoint.parent.parent / SUBNETWORK
             settings.model.subnetwork = next((str(path) for path in (beside, saved) if path.is_file()), None)
+        if run.checkpoint is not None:
+            self._stay_at_revision(settings, run)
         self.run_of_fit = run
+
+    def _stay_at_revision(self, settings: Any, run: Run) -> None:
+        """Reads the text that the run began with, where the data set has moved on since."""
+        for key in (read_record(run.folder) or {}).get("text", {}).values():
+            if key["data set"] == settings.data.source:
+                settings.data.revision = key["revision"]
 
     def _find_subnetwork(self, settings: Any) -> None:
         """Takes the subnetwork file of the run that a checkpoint belongs to, where no key names one."""
@@ -163,7 +173,8 @@ class NeuroglotCLI(LightningCLI):
         if self.subcommand == "fit":
             folder = self.run_of_fit.folder
             config_yaml = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
-            callbacks += [RunRecord(self.run_of_fit, config_yaml), SaveNewBase(folder)]
+            # In this order: a run is marked complete only when all of its files are there.
+            callbacks += [SaveNewBase(folder), RunRecord(self.run_of_fit, config_yaml)]
             callbacks += [BestCheckpoint(folder / "checkpoints"), LastCheckpoint(folder / "checkpoints")]
             if given["logger"] is not False:
                 loggers = [JSONLLogger(folder), TensorBoardLogger(folder, name="tensorboard", version="")]
@@ -287,7 +298,8 @@ def _quiet_libraries() -> None:
         ".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*", ".*Checkpoint directory.*", ".*`srun` command is available.*",
         ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*",
-        ".*callbacks used to create the checkpoint.*",
+        ".*callbacks used to create the checkpoint.*", ".*recommended to use `self.log.*sync_dist.*",
+        ".*your dataloader is not resumable.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -323,5 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fail(line: str) -> int:
     rank = os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "")))
+    if "SLURM_STEP_ID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun ends all tasks when one fails; 2, not 143, is the reason
     print(f"neuroglot{f' [{rank}]' if rank not in ('', '0') else ''}: error: {line}", file=sys.stderr, flush=True)
     return 2

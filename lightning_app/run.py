@@ -74,10 +74,14 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
         UserError: The named folder holds a run with another configuration, or the checkpoint is missing.
     """
     folder = root / (name if is_named else f"{name}-{configuration[:6]}")
-    last = folder / "checkpoints" / "last.ckpt"
     if resume == "never":
         folder = _fresh(folder)
-    elif last.is_file() and (record := read_record(folder)) and record["configuration"] != configuration:
+        if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            resume = "auto"  # the scheduler started this job again: its own run goes on
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume == "never":
+        return Run(folder, configuration)
+    if last.is_file() and (record := read_record(folder)) and record["configuration"] != configuration:
         raise UserError(
             f"{folder} holds a run with another configuration ({folder / CONFIG}); choose another --name, "
             "or --resume never to start anew beside it"
@@ -87,15 +91,15 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
         return Run(folder, configuration, last if last.is_file() else None, complete)
     elif not Path(resume).is_file():
         raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")
-    return Run(folder, configuration, None if resume == "never" else Path(resume))
+    return Run(folder, configuration, Path(resume))
 
 
 def _fresh(folder: Path) -> Path:
     """Returns the folder, or the first numbered one beside it that does not exist; the same on all processes."""
     if _FOLDER_FROM_LAUNCHER in os.environ:
         return Path(os.environ[_FOLDER_FROM_LAUNCHER])
-    if "SLURM_JOB_ID" in os.environ and folder.exists():
-        return folder.with_name(f"{folder.name}-job{os.environ['SLURM_JOB_ID']}")
+    if (step := os.environ.get("SLURM_STEP_ID")) is not None:  # by srun; no look at the disk, where tasks may differ
+        return folder.with_name(f"{folder.name}-job{os.environ['SLURM_JOB_ID']}" + (f".{step}" if step != "0" else ""))
     number, fresh = 2, folder
     while fresh.exists():
         fresh, number = folder.with_name(f"{folder.name}-{number}"), number + 1

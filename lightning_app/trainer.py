@@ -196,5 +196,5 @@ def _require_srun() -> None:
     if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
         raise UserError(
             f"this SLURM allocation has {tasks} tasks but the program was not started by srun, so the others would "
-            "never join; start it as: srun python main.py fit ..."
+            "never join; put srun in front of the command"
         )

@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from lightning_app.cli import CONFIGS, add_newest_run, main, resolve_configs
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
+from lightning_app.run import choose_run
 
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
@@ -41,3 +43,31 @@ def test_only_a_measuring_verb_that_names_no_model_takes_the_newest_run(tmp_path
         assert add_newest_run(arguments) == arguments
     with pytest.raises(UserError, match="there is no run"):
         add_newest_run(["validate"])
+
+
+def a_run_with_a_checkpoint(folder, configuration="c"):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/last.ckpt").touch()
+    (folder / "run.json").write_text(json.dumps({"configuration": configuration, "status": "training"}))
+
+
+def test_under_srun_never_means_a_folder_of_the_job_that_a_requeue_goes_on_in(tmp_path, monkeypatch):
+    a_run_with_a_checkpoint(tmp_path / "cy")
+    for key, value in {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(key, value)
+    run = choose_run(tmp_path, "cy", "c", "never", is_named=True)
+    assert (run.folder, run.checkpoint) == (tmp_path / "cy-job7", None)
+    a_run_with_a_checkpoint(run.folder)
+    assert choose_run(tmp_path, "cy", "c", "never", is_named=True).checkpoint is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = choose_run(tmp_path, "cy", "c", "never", is_named=True)
+    assert (again.folder, again.checkpoint) == (run.folder, run.folder / "checkpoints/last.ckpt")
+
+
+def test_a_folder_with_another_configuration_is_refused_only_once_it_holds_work(tmp_path):
+    (tmp_path / "cy").mkdir()
+    (tmp_path / "cy/run.json").write_text(json.dumps({"configuration": "other", "status": "training"}))
+    assert choose_run(tmp_path, "cy", "c", "auto", is_named=True).checkpoint is None
+    a_run_with_a_checkpoint(tmp_path / "mk", "other")
+    with pytest.raises(UserError, match="another configuration"):
+        choose_run(tmp_path, "mk", "c", "auto", is_named=True)
