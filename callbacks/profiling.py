@@ -93,7 +93,8 @@ class LAPEProfiling(Callback):
         if neurons == 0:
             raise UserError(
                 f"{target} gets no neurons of {atlas.model} at --profiling.rate {self.rate:g}; it would get {others}. "
-                "The base may hardly know the language; raise the rate"
+                "The base may hardly know the language: raise the rate, or lower --profiling.quantile "
+                f"({self.quantile:g}) where no rate gives any"
             )
         if neurons < _TINY and trainer.is_global_zero:
             print(

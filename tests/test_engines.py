@@ -153,7 +153,7 @@ def test_activation_checkpointing_changes_nothing(engine):
     for is_checkpointed in (False, True):
         model = tiny_model("llama", torch.float64)
         if is_checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         runs.append(train(model, engine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))))
     assert runs[0] == pytest.approx(runs[1], abs=1e-12)

@@ -1,5 +1,6 @@
 """Whole runs through the command line, on a base that the program trained itself."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from callbacks.profiling import _GateCounter
 from datamodules.flores import join_blocks, read_flores
 from lightning_app.atlas import Atlas
 from lightning_app.cli import main
+from lightning_app.errors import UserError
 from lightning_app.ffn import find_gated_ffns
 from lightning_app.languages import find_language
 from lightning_app.subnetwork import Subnetwork
@@ -315,3 +317,45 @@ def test_merged_atlases_are_the_sum(workplace):
     for code, counts in two.counts.items():
         assert torch.equal(one.counts[code], 2 * counts)
         assert one.tokens[code] == 2 * two.tokens[code]
+
+
+def test_atlases_of_different_models_or_settings_do_not_merge(workplace):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    atlas, other = Atlas.load(path), Atlas.load(path)
+    other.model = dataclasses.replace(other.model, fingerprint="0123456789abcdef")
+    with pytest.raises(UserError, match="another model"):
+        atlas.merge(other, path)
+    other = Atlas.load(path)
+    other.block_size = 64
+    with pytest.raises(UserError, match="blocks of 128"):
+        atlas.merge(other, path)
+
+
+def test_going_on_from_a_given_checkpoint_in_another_folder(workplace):
+    """The last steps again, from the checkpoint before them: the same end."""
+    assert main(workplace.adapt("early", trainer__max_steps=20)) == 0
+    early = workplace.folder / "early/adapted/checkpoints/last.ckpt"
+    assert main([*workplace.adapt("late"), f"--resume={early}"]) == 0
+    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("runs", "late"))
+    assert_same_end(one, other)
+
+
+def test_own_text_files_are_trained_on(workplace, tmp_path):
+    import pyarrow.parquet as pq
+
+    documents = pq.read_table(workplace.hub / "cis-lmu/GlotCC-V1/v1.0/qah-Deva/qah-Deva_0.parquet")[
+        "content"
+    ].to_pylist()
+    (tmp_path / "own.txt").write_text("\n\n".join(documents[:60]), encoding="utf-8")
+    assert main([*workplace.adapt("own"), f"--data.files.qah-Deva={tmp_path}/*.txt"]) == 0
+    record = json.loads((workplace.folder / "own/adapted/run.json").read_text())
+    assert record["text"]["qah-Deva"]["data set"].startswith("files in")
+
+
+def test_full_training_of_an_existing_base(workplace):
+    arguments = [*workplace.adapt("full", data__token_budget=1024), "--model.method=full"]
+    assert main(arguments) == 0
+    model = AutoModelForCausalLM.from_pretrained(workplace.folder / "full/adapted/model")
+    base = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
+    changed = [n for n, w in model.named_parameters() if not torch.equal(w, base.get_parameter(n))]
+    assert len(changed) == len(list(base.named_parameters()))
