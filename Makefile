@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONPATH :=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-gpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,6 +23,16 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/bench-ready
+	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json
+
+bench-gpu: .venv/bench-ready
+	$(BIN)/python -m benchmarks --device cuda --shape llama-8b --variants packed,lora,clone --out benchmarks/results/gpu.json
+
+.venv/bench-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch .venv/bench-ready
 
 clean:
 	rm -rf .venv runs/demo

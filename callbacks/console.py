@@ -43,10 +43,12 @@ class Console(ProgressBar):
         trained = pl_module.trainable_parameters
         what = f"every weight, {short(trained)} parameters"
         if pl_module.subnetwork is not None:
-            neurons = len(pl_module.subnetwork.of(pl_module.target))
-            layers = len(pl_module.subnetwork.by_layer(pl_module.target))
+            neurons = sum(map(len, pl_module.neurons.values()))
+            every = len(pl_module.subnetwork.of(pl_module.target))
+            kept = f"from layer {pl_module.first_layer} up, {100 * neurons / every:.0f} % of them, "
             what = (
-                f"{neurons} neurons of {pl_module.target} in {layers} layers ({'+'.join(pl_module.projections)}), "
+                f"{neurons} neurons of {pl_module.target} in {len(pl_module.neurons)} layers "
+                f"({'+'.join(pl_module.projections)}), {kept if pl_module.first_layer else ''}"
                 f"{short(trained)} of {short(total)} parameters, {100 * trained / total:.2f} %"
             )
         self.print(f"training {what}")

@@ -123,7 +123,7 @@ class LAPEProfiling(Callback):
             print(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before", flush=True)
         for language in missing:
             blocks, source = data.profiling_blocks(language, self.tokens_per_language, block_size)
-            counter = _GateCounter(ffns, trainer.strategy.root_device)
+            counter = GateCounter(ffns, trainer.strategy.root_device)
             self._run(trainer, module, blocks, counter, f"profiling {language}")
             counts_LN = trainer.strategy.reduce(counter.counts_LN, reduce_op="sum")
             atlas.add(language, counts_LN, blocks.tokens, source)  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ class LAPEProfiling(Callback):
 
     @torch.no_grad()
     def _run(
-        self, trainer: Trainer, module: SparseSubnetModule, blocks: Blocks, counter: "_GateCounter", title: str
+        self, trainer: Trainer, module: SparseSubnetModule, blocks: Blocks, counter: "GateCounter", title: str
     ) -> None:
         """Runs this process's share of the blocks through the decoder."""
         mine = range(trainer.global_rank, len(blocks), trainer.world_size)
@@ -165,7 +165,7 @@ class LAPEProfiling(Callback):
         return data.cache_dir / "atlases" / f"{name}-{module.identity.fingerprint[:8]}-{settings[:8]}.safetensors"
 
 
-class _GateCounter:
+class GateCounter:
     """Hooks on the gates that count, per neuron, the tokens with a positive gate; act(x) > 0 exactly where x > 0."""
 
     def __init__(self, ffns: list[GatedFFN], device: torch.device) -> None:
@@ -173,7 +173,7 @@ class _GateCounter:
         self._ffns = ffns
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> "_GateCounter":
+    def __enter__(self) -> "GateCounter":
         self._handles = [ffn.gate.register_forward_hook(self._hook(ffn)) for ffn in self._ffns]
         return self
 
@@ -185,7 +185,8 @@ class _GateCounter:
         counts_N = self.counts_LN[ffn.layer]
 
         def count(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            counts_N.add_((ffn.gate_of(output) > 0).flatten(0, -2).sum(0))
+            # Summing in int32 takes half the time of the default int64.
+            counts_N.add_((ffn.gate_of(output) > 0).flatten(0, -2).sum(0, dtype=torch.int32))
 
         return count
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
@@ -22,48 +21,23 @@ from callbacks.predictions import WritePredictions
 from callbacks.profiling import LAPEProfiling
 from callbacks.run_record import JSONLLogger, RunRecord
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.errors import UserError, did_you_mean
+from lightning_app.arguments import CONFIGS, MEASURING, Parser, add_newest_run, resolve_configs, say
+from lightning_app.errors import UserError
 from lightning_app.files import is_disk_full
 from lightning_app.module import SparseSubnetModule
+from lightning_app.preflight import require_trainable
 from lightning_app.run import (
-    CONFIG,
     SUBNETWORK,
     Run,
     best_checkpoint,
     choose_run,
     configuration_digest,
-    newest_run,
     read_record,
     run_name,
 )
 from lightning_app.trainer import NeuroglotTrainer
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 _CONFIG_KEYS = ("seed_everything", "language", "name", "run_dir", "trainer", "model", "data", "profiling")
-_MEASURING = ("validate", "test", "predict")
-
-
-class Parser(LightningArgumentParser):
-    """Reports a wrong key or type as one line with a suggestion."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Raises `UserError`.
-
-        Raises:
-            UserError: Always.
-        """
-        line = " ".join(message.split())
-        known = self._known_keys()
-        unknown = re.search(r"(?i:key|option|unrecognized arguments:|group) ['\"]?(?:--)?([\w.]+)", line)
-        hint = did_you_mean(unknown[1], known) if unknown and unknown[1] not in known else ""
-        raise UserError(f"{_in_plain_words(line)[:400]}{hint}")
-
-    def _known_keys(self) -> list[str]:
-        known = [action.dest for action in self._actions]
-        for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
-            known += [action.dest for action in parser._actions]
-        return known
 
 
 class NeuroglotCLI(LightningCLI):
@@ -122,13 +96,14 @@ class NeuroglotCLI(LightningCLI):
         self._plain = self._plain_settings()
         if self.subcommand == "fit":
             self._choose_run(settings)
-        elif self.subcommand in _MEASURING:
+        elif self.subcommand in MEASURING:
             self._find_subnetwork(settings)
 
     def after_instantiate_classes(self) -> None:
         """Refuses a base that cannot be trained before anything expensive starts."""
-        if self.subcommand in ("fit", "profile"):
-            self.model.require_trainable(self._profiling.atlas_path)
+        if self.subcommand in ("fit", "profile") and self.model.method == "subnetwork":
+            atlas = self._profiling.atlas_path
+            require_trainable(self.model.base_name, self.model.revision, self.model.subnetwork_path, atlas)
 
     def _plain_settings(self) -> dict[str, Any]:
         """Returns the resolved configuration without the keys of a single verb, as plain data."""
@@ -206,88 +181,17 @@ class NeuroglotCLI(LightningCLI):
     def after_validate(self) -> None:
         """Says where the measured run's files are."""
         if self._settings.get("ckpt_path"):
-            _say(f"files of the run: {Path(self._settings.ckpt_path).parent.parent}/")
+            say(f"files of the run: {Path(self._settings.ckpt_path).parent.parent}/")
 
     def fit(self, **kwargs: Any) -> None:
         """Trains, unless the run is complete already."""
         run = self.run_of_fit
         if run.is_complete:
             best = best_checkpoint(run.folder)
-            _say(f"{run.folder} is complete (best checkpoint {best}); --resume never trains it anew")
+            say(f"{run.folder} is complete (best checkpoint {best}); --resume never trains it anew")
             return
-        _say(f"run folder {run.folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
+        say(f"run folder {run.folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
         self.trainer.fit(**kwargs)
-
-
-def _in_plain_words(line: str) -> str:
-    """Returns jsonargparse's account of a wrong type as what was found and what was expected."""
-    key = re.search(r'Parser key "([\w.]+)"', line)
-    value = re.search(r"(?:Got value|Given value): (.*?)(?: - Expected|$| Given value)", line)
-    expected = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(?:typing\.)?(\S*\[.*?\]))", line)
-    if not (key and value and expected):
-        return line
-    kinds = [(plain or special).replace("Literal", "one of ") for plain, special in expected]
-    kinds = ["null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds)]
-    return f"--{key[1]} is {value[1]}; expected {' or '.join(kinds)}"
-
-
-def resolve_configs(arguments: list[str]) -> list[str]:
-    """Returns the arguments with every ``--config NAME`` that is not in the working directory taken from configs/.
-
-    Raises:
-        UserError: There is no such file in either place.
-    """
-    resolved = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument in ("--config", "-c") and index + 1 < len(arguments):
-            resolved[index + 1] = _resolve_config(arguments[index + 1])
-        elif argument.startswith("--config="):
-            resolved[index] = f"--config={_resolve_config(argument.removeprefix('--config='))}"
-    return resolved
-
-
-def _resolve_config(name: str) -> str:
-    if Path(name).is_file() or name.lstrip().startswith("{"):
-        return name
-    for candidate in (CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if candidate.is_file():
-            _say(f"configuration {_relative(candidate)}")
-            return str(candidate)
-    known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-    raise UserError(
-        f"there is no configuration {name}, neither here nor in configs/{did_you_mean(name, known)} "
-        f"configs/ has {' '.join(known)}"
-    )
-
-
-def add_newest_run(arguments: list[str]) -> list[str]:
-    """Returns the arguments of a measuring verb with the newest run filled in where they name no model at all."""
-    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
-    naming = ("--config", "-c", "--model", "--language", "--ckpt_path", "--help", "-h", "--print_config")
-    if verb not in _MEASURING or any(argument.split("=")[0].split(".")[0] in naming for argument in arguments):
-        return arguments
-    root = Path("runs")
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--run_dir"):
-            root = Path(argument.partition("=")[2] or arguments[index + 1])
-    folder = newest_run(root)
-    checkpoint = best_checkpoint(folder)
-    _say(f"newest run {folder}, checkpoint {checkpoint.name if checkpoint else ''}")
-    at = arguments.index(verb) + 1
-    found = ["--config", str(folder / CONFIG), "--ckpt_path", str(checkpoint)]
-    return [*arguments[:at], *found, *arguments[at:]]
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _say(text: str) -> None:
-    if (
-        int(os.environ.get("LOCAL_RANK", 0)) == 0
-        and int(os.environ.get("SLURM_PROCID", os.environ.get("RANK", 0))) == 0
-    ):
-        print(text, flush=True, file=sys.stderr if "--json" in sys.argv else sys.stdout)
 
 
 def _quiet_libraries() -> None:

@@ -94,12 +94,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             labels = labels_T[rows]
             counted = labels != IGNORED
             target = labels.clamp_min(0).unsqueeze(1)
-            log_norm = logits.logsumexp(-1, keepdim=True)
-            total += ((log_norm - logits.gather(1, target)).squeeze(1) * counted).sum()
+            slope: Tensor | float = scale
+            if softcap is not None and (needs_hidden or needs_weight):
+                slope = (1 - (logits / softcap).square_()).mul_(scale)
+            # In place from here on: logits, then exp(logits - max), then probabilities, then the gradient.
+            logits.sub_(logits.amax(-1, keepdim=True))
+            target_logit = logits.gather(1, target)
+            norm = logits.exp_().sum(-1, keepdim=True)
+            total += ((norm.log() - target_logit).squeeze(1) * counted).sum()
             if not (needs_hidden or needs_weight):
                 continue
-            slope = scale if softcap is None else (1 - (logits / softcap).square_()).mul_(scale)
-            grad = logits.sub_(log_norm).exp_()
+            grad = logits.div_(norm)
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=exact))
             grad = grad.mul_(counted.unsqueeze(1)).mul_(slope).to(hidden_TD.dtype)
             if grad_TD is not None:

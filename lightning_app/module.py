@@ -10,8 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
-from lightning_app.atlas import Atlas
-from lightning_app.base import base_dtype, base_without_weights, identity_of, load_base, new_base
+from lightning_app.base import base_dtype, identity_of, load_base, new_base
 from lightning_app.engine import Engine, build_engine
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
@@ -19,6 +18,7 @@ from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
 from lightning_app.loss import IGNORED, OutputHead, token_loss_sum
 from lightning_app.metrics import LanguageLoss
+from lightning_app.preflight import require_belonging
 from lightning_app.subnetwork import Subnetwork
 
 
@@ -34,6 +34,8 @@ class SparseSubnetModule(LightningModule):
         method: ``subnetwork`` trains one language's neurons; ``full`` trains every weight.
         engine: ``packed`` (rows only, fast) or ``masked`` (gradient masks on full matrices, the reference).
         projections: Which of gate, up and down are trained.
+        first_layer: Train only neurons from this layer up; the layers below run without a graph, which is faster and
+            keeps fewer activations, but is another method than the paper's.
         subnetwork: Subnetwork file; selected from the atlas where not given.
         language: Target language.
         lr: Learning rate of AdamW.
@@ -52,6 +54,7 @@ class SparseSubnetModule(LightningModule):
         method: Literal["subnetwork", "full"] = "subnetwork",
         engine: Literal["packed", "masked"] = "packed",
         projections: list[Literal["gate", "up", "down"]] | None = None,
+        first_layer: int = 0,
         subnetwork: str | None = None,
         language: str | None = None,
         lr: float = 1e-4,
@@ -65,6 +68,7 @@ class SparseSubnetModule(LightningModule):
         self.base_name, self.revision, self.architecture = base, revision, architecture
         self.method, self.engine_name = method, engine
         self.projections = tuple(p for p in PROJECTIONS if p in (projections or PROJECTIONS))
+        self.first_layer = first_layer
         self.subnetwork_path = Path(subnetwork) if subnetwork else None
         self.language = find_language(language) if language else None
         self.adamw = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
@@ -117,22 +121,6 @@ class SparseSubnetModule(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def require_trainable(self, atlas: Path | None) -> None:
-        """Checks what can be checked before text is tokenised and weights are loaded.
-
-        Raises:
-            UserError: The architecture has no gated FFNs, or the subnetwork file or the atlas does not fit it.
-        """
-        if self.method != "subnetwork" or self.base_name is None:
-            return
-        model = base_without_weights(self.base_name, self.revision)
-        find_gated_ffns(model)
-        identity = identity_of(model, self.base_name)
-        if self.subnetwork_path is not None:
-            Subnetwork.load(self.subnetwork_path).model.require_same(identity, "subnetwork", self.subnetwork_path)
-        elif atlas is not None and atlas.exists():
-            Atlas.load(atlas).model.require_same(identity, "atlas", atlas)
-
     @property
     def needs_subnetwork(self) -> bool:
         """Whether training still lacks its neurons."""
@@ -154,6 +142,17 @@ class SparseSubnetModule(LightningModule):
         if pairs[:, 0].max() >= self.identity.layers or pairs[:, 1].max() >= self.identity.neurons_per_layer:
             raise UserError(f"subnetwork {where} names neurons that {self.identity} does not have")
         self.subnetwork = subnetwork
+        if not self.neurons:
+            raise UserError(
+                f"--model.first_layer is {self.first_layer}, but the neurons of {self.target} lie in layers "
+                f"{int(pairs[:, 0].min())} to {int(pairs[:, 0].max())}"
+            )
+
+    @property
+    def neurons(self) -> dict[int, Tensor]:
+        """Indices of the neurons that are trained, for the layers that have any."""
+        by_layer = cast(Subnetwork, self.subnetwork).by_layer(self.target)
+        return {layer: indices for layer, indices in by_layer.items() if layer >= self.first_layer}
 
     def setup(self, stage: str) -> None:
         """Reads the subnetwork that a key names, where a callback has not selected one."""
@@ -173,8 +172,7 @@ class SparseSubnetModule(LightningModule):
         if self.method == "full":
             base.requires_grad_(True)
         elif self.subnetwork is not None:
-            neurons = self.subnetwork.by_layer(self.target)
-            self.engine = build_engine(self.engine_name, self.ffns, neurons, self.projections)
+            self.engine = build_engine(self.engine_name, self.ffns, self.neurons, self.projections)
         base.train(self.trainer.training or self.trainer.state.fn == "fit")
 
     @property
@@ -300,7 +298,13 @@ class SparseSubnetModule(LightningModule):
     def _belongs_to(self) -> dict[str, Any]:
         neurons = self.subnetwork.id_of(self.target) if self.subnetwork is not None else ""
         base = self.identity.fingerprint if self.architecture is None else ""
-        return {"method": self.method, "base": base, "subnetwork": neurons, "projections": list(self.projections)}
+        return {
+            "method": self.method,
+            "base": base,
+            "subnetwork": neurons,
+            "first layer": self.first_layer,
+            "projections": list(self.projections),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the checkpoint belongs to this base and subnetwork.
@@ -308,18 +312,7 @@ class SparseSubnetModule(LightningModule):
         Raises:
             UserError: It does not.
         """
-        found = checkpoint.get("neuroglot")
-        if found is None:
-            raise UserError("the checkpoint was not made by Neuroglot; give one from a run's checkpoints folder")
-        for key, mine in self._belongs_to().items():
-            if found[key] != mine:
-                raise UserError(
-                    f"the checkpoint belongs to another {key}: found {found[key] or 'none'}, "
-                    f"expected {mine or 'none'}; give this run's checkpoint, or its --model.subnetwork"
-                )
-        if self.trainer.state.fn == "fit" and found["engine"] != self.engine_name:
-            raise UserError(
-                f"the checkpoint's optimiser states are those of the {found['engine']} engine; go on with "
-                f"--model.engine {found['engine']}"
-            )
+        found: dict[str, Any] = checkpoint.get("neuroglot") or {}
+        engine = self.engine_name if self.trainer.state.fn == "fit" else None
+        require_belonging(found, self._belongs_to(), engine)
         self.before = found["before"]

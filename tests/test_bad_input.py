@@ -53,6 +53,7 @@ def refused(capsys, arguments, message):
         ("--resume=sometimes", "expected never, auto, or the path of a checkpoint"),
         ("--model.subnetwork=nowhere.safetensors", "there is no subnetwork at nowhere.safetensors"),
         ("--data.files.qah-Deva=nowhere.txt", "there is no text file at nowhere.txt"),
+        ("--model.first_layer=3", "first_layer is 3, but the neurons of qah-Deva lie in layers 0 to 2"),
         ("--trainer.validate_every=0", "must be above zero"),
         ("--config=klingon.yaml", "there is no configuration klingon.yaml"),
         ("--config=cyy.yaml", "did you mean 'cy.yaml'"),

@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from lightning_app.cli import CONFIGS, add_newest_run, main, resolve_configs
+from lightning_app.arguments import CONFIGS, add_newest_run, resolve_configs
+from lightning_app.cli import main
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
 from lightning_app.run import choose_run

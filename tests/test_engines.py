@@ -148,6 +148,14 @@ def test_packed_keeps_x_gate_and_up_for_the_backward_where_the_frozen_model_keep
 
 
 @pytest.mark.parametrize("engine", [MaskedEngine, PackedEngine])
+def test_layers_below_the_first_trained_one_run_without_a_graph(engine):
+    model = tiny_model("llama")
+    engine(find_gated_ffns(model), {2: torch.tensor([1])}, ("gate", "up", "down"))
+    hidden = model.base_model(input_ids=torch.arange(6).unsqueeze(0), output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in hidden] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("engine", [MaskedEngine, PackedEngine])
 def test_activation_checkpointing_changes_nothing(engine):
     runs = []
     for is_checkpointed in (False, True):

@@ -1,0 +1,106 @@
+"""Honest timing on a noisy machine: variants take turns, and what counts is their ratio within a round."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure: the median over rounds, and its quartiles as ``low`` and ``high``."""
+
+    benchmark: str
+    variant: str
+    metric: str
+    unit: str
+    median: float
+    low: float
+    high: float
+
+
+def summarise(benchmark: str, variant: str, metric: str, unit: str, values: list[float]) -> Result:
+    """Returns median and quartiles of one or more values."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return Result(benchmark, variant, metric, unit, median, low, high)
+
+
+def interleave(
+    benchmark: str, variants: dict[str, Callable[[], Any]], reference: str, rounds: int, device: torch.device
+) -> list[Result]:
+    """Times the variants in turn and returns seconds and the ratio to ``reference`` of the same round.
+
+    Args:
+        benchmark: Name for the results.
+        variants: What to time, by name; each is called once before the first round.
+        reference: The variant that the ratios are to.
+        rounds: How often everything is timed.
+        device: Synchronised around every call.
+    """
+    for call in variants.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds):
+        names = list(variants)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            _wait(device)
+            start = time.perf_counter()
+            variants[name]()
+            _wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    results = []
+    for name, values in seconds.items():
+        ratios = [value / base for value, base in zip(values, seconds[reference], strict=True)]
+        results.append(summarise(benchmark, name, "time", "s", values))
+        results.append(summarise(benchmark, name, f"ratio_to_{reference}", "x", ratios))
+    return results
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def saved_bytes(call: Callable[[], Any], model: torch.nn.Module) -> int:
+    """Returns the bytes of distinct storages that a forward keeps for its backward, without the model's weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_sparse:
+            return tensor  # indices and values of SHiRA: small beside its clones
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        keep = call()
+    del keep
+    return sum(kept.values())
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Returns what the figures were measured on."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {package: metadata.version(package) for package in ("torch", "transformers")}
+    return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+
+
+def table(results: list[Result]) -> str:
+    """Returns the figures as text, ratios and sizes before seconds."""
+    lines = [f"{'benchmark':<14}{'variant':<22}{'metric':<24}{'median':>10}{'low':>10}{'high':>10}  unit"]
+    for r in sorted(results, key=lambda r: (r.benchmark, r.metric, r.median)):
+        figures = "".join(f"{value:>10.3f}" for value in (r.median, r.low, r.high))
+        lines.append(f"{r.benchmark:<14}{r.variant:<22}{r.metric:<24}{figures}  {r.unit}")
+    return "\n".join(lines)
+
+
+def as_rows(results: list[Result]) -> list[dict[str, Any]]:
+    """Returns the figures as plain data."""
+    return [asdict(result) for result in results]

@@ -1,0 +1,191 @@
+"""The models that are measured, and the ways to train them: ours, the bound, and the others."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lightning_app.base import read_architecture
+from lightning_app.engine import Engine, build_engine
+from lightning_app.ffn import GatedFFN, find_gated_ffns
+from lightning_app.loss import OutputHead, token_loss_sum
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "95m": {
+        "model_type": "llama", "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 12,
+        "num_attention_heads": 10, "num_key_value_heads": 10, "vocab_size": 26_000,
+    },
+    "llama-8b": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+    },
+    "nemo-12b": {
+        "model_type": "mistral", "hidden_size": 5120, "intermediate_size": 14336, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131_072,
+    },
+    "aya-8b": {
+        "model_type": "cohere", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 256_000,
+    },
+}  # fmt: skip
+
+# Share of the paper's Welsh neurons of Llama-3.1-8B in each twelfth of the depth.
+_MASK_SHAPE = (0.019, 0.024, 0.001, 0.002, 0.0005, 0.001, 0.01, 0.017, 0.028, 0.325, 0.449, 0.125)
+
+ALL = ("gate", "up", "down")
+
+
+def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Returns a frozen model with random weights."""
+    torch.manual_seed(0)
+    config = read_architecture({**SHAPES[shape], "max_position_embeddings": 8192, "use_cache": False})
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.requires_grad_(False).train()
+
+
+def released_shape(layers: int, neurons_per_layer: int, share: float) -> dict[int, Tensor]:
+    """Returns random neurons, ``share`` of all, distributed over the depth like a released mask."""
+    generator = torch.Generator().manual_seed(0)
+    total = share * layers * neurons_per_layer
+    neurons = {}
+    for layer in range(layers):
+        count = round(total * _MASK_SHAPE[layer * 12 // layers] * 12 / layers)
+        if count:
+            neurons[layer] = torch.randperm(neurons_per_layer, generator=generator)[:count].sort().values
+    return neurons
+
+
+@dataclass
+class Subject:
+    """One way to train: ``loss`` makes the graph, ``step`` makes a whole training step."""
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    step: Callable[[], None]
+
+
+def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, trained: list[Tensor]) -> Subject:
+    optimizer = AdamW(trained, lr=1e-4, weight_decay=0.01) if trained else None
+    return _with(model, decoder, head, ids, optimizer, None)
+
+
+def _with(
+    model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, optimizer: Optimizer | None,
+    engine: Engine | None,
+) -> Subject:  # fmt: skip
+    def loss() -> Tensor:
+        embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
+        if optimizer is None:
+            embedded = embedded.detach().requires_grad_()
+        hidden = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return token_loss_sum(hidden[:, :-1], head, ids[:, 1:]) / ids[:, 1:].numel()
+
+    def step() -> None:
+        loss().backward()
+        if optimizer is not None:
+            clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        if engine is not None:
+            engine.after_step()
+
+    return Subject(model, loss, step)
+
+
+def subjects(base: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor, names: list[str]) -> dict[str, Subject]:
+    """Returns the named ways to train ``base``, each on a copy of its own."""
+    return {name: _BUILDERS[name](copy.deepcopy(base), neurons, ids) for name in names}
+
+
+def _frozen(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+    """The bound: forward, and gradients with respect to inputs from the first layer on."""
+    return _subject(model, model.base_model, OutputHead.of(model), ids, [])
+
+
+def _engine(name: Any) -> Callable[..., Subject]:
+    def build(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+        engine = build_engine(name, find_gated_ffns(model), neurons, ALL)
+        optimizer = engine.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
+        return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, engine)
+
+    return build
+
+
+def _full(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+    trained = list(model.requires_grad_(True).parameters())
+    return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
+
+
+def _peft(kind: str) -> Callable[..., Subject]:
+    """PEFT's LoRA and SHiRA at the same number of parameters on gate, up and down, and IA3."""
+
+    def build(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+        import peft
+
+        ffns = find_gated_ffns(model)
+        hidden, width = ffns[0].gate.in_features, ffns[0].neurons
+        parameters = 3 * hidden * sum(map(len, neurons.values()))
+        rank = max(1, round(parameters / (3 * (hidden + width) * len(ffns))))
+        targets = ["gate_proj", "up_proj", "down_proj"]
+        config: Any = {
+            "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets),
+            "shira": lambda: peft.ShiraConfig(r=rank, target_modules=targets),
+            "ia3": lambda: peft.IA3Config(
+                target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+            ),
+        }[kind]()
+        adapted = peft.get_peft_model(model, config)
+        trained = [p for p in adapted.parameters() if p.requires_grad]
+        return _subject(adapted, model.base_model, OutputHead.of(model), ids, trained)
+
+    return build
+
+
+class _Overwritten(nn.Module):
+    """The paper's way: a full clone of the matrix with the rows written into it, in every forward."""
+
+    def __init__(self, ffn: GatedFFN, projection: str, neurons: Tensor) -> None:
+        super().__init__()
+        linear = ffn.linear(projection)
+        self.weight, self.bias, self.down, self.neurons = linear.weight, linear.bias, projection == "down", neurons
+        self.rows = nn.Parameter(ffn.read(projection, neurons))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.clone()
+        if self.down:
+            weight[:, self.neurons] = self.rows.t()
+        else:
+            weight[self.neurons] = self.rows
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def _clone(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+    trained = []
+    for ffn in find_gated_ffns(model):
+        if ffn.layer not in neurons:
+            continue
+        for projection in ALL:
+            wrapped = _Overwritten(ffn, projection, neurons[ffn.layer].to(ids.device))
+            setattr(ffn.module, f"{projection}_proj", wrapped)
+            trained.append(wrapped.rows)
+    return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
+
+
+_BUILDERS: dict[str, Callable[..., Subject]] = {
+    "frozen": _frozen,
+    "packed": _engine("packed"),
+    "masked": _engine("masked"),
+    "lora": _peft("lora"),
+    "shira": _peft("shira"),
+    "ia3": _peft("ia3"),
+    "clone": _clone,
+    "full": _full,
+}
+VARIANTS = tuple(_BUILDERS)
