@@ -4,10 +4,11 @@ import signal
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lightning_app.files import sweep_temporary_files
+from lightning_app.trainer import NeuroglotTrainer
 
 LAST = "last.ckpt"
 
@@ -27,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Saves after a validation in training; the one before training is no result."""
         if trainer.global_step > 0:
             super().on_validation_end(trainer, pl_module)
@@ -40,16 +41,16 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / LAST
         self._saved_step = -1
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: NeuroglotTrainer, pl_module: LightningModule, stage: str) -> None:
         """Removes what a killed save left behind."""
         if stage == "fit" and trainer.is_global_zero:
             sweep_temporary_files(self.path.parent)
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """As `on_train_start`."""
         self.on_train_start(trainer, pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Lets SIGTERM end the process at once, which is safe here, as every file is whole at any time.
 
         Lightning's handler calls a collective wherever the process stands, and ranks that are not at the same place
@@ -58,22 +59,22 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1 and cast(Any, trainer.strategy).cluster_environment.creates_processes_externally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Saves after the best checkpoint was decided on."""
         self._save(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: NeuroglotTrainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Asks for a validation after the last step, wherever it falls."""
-        if trainer.global_step >= trainer.total_steps:  # type: ignore[attr-defined]
+        if trainer.global_step >= trainer.total_steps:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Saves also where validation is switched off."""
         self._save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: NeuroglotTrainer) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self._saved_step == trainer.global_step:
             return
         self._saved_step = trainer.global_step

@@ -1,14 +1,13 @@
 """What a run shows: a bar with loss, tokens per second, tokens of the budget and time left; plain lines in a log."""
 
-from typing import Any, cast
+from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from datamodules.glotcc import GlotCCDataModule
 from lightning_app.module import SparseSubnetModule
 from lightning_app.progress import TokenProgress, short
 from lightning_app.report import format_losses
+from lightning_app.trainer import NeuroglotTrainer
 
 
 class Console(ProgressBar):
@@ -37,7 +36,7 @@ class Console(ProgressBar):
         else:
             print(text, flush=True)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Says what will be trained."""
         total = pl_module.identity.parameters
         trained = pl_module.trainable_parameters
@@ -53,10 +52,10 @@ class Console(ProgressBar):
             )
         self.print(f"training {what}")
 
-    def on_train_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Starts the bar where the run stands."""
-        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        steps = trainer.total_steps  # type: ignore[attr-defined]
+        data = trainer.datamodule
+        steps = trainer.total_steps
         per_batch = data.tokens_per_sequence * data.batch_size * trainer.world_size
         self._tokens_per_batch = round(per_batch)
         total = round(steps * per_batch * trainer.accumulate_grad_batches)
@@ -65,22 +64,22 @@ class Console(ProgressBar):
         self.print(f"{steps} steps of {round(total / steps)} tokens, {short(total)} tokens in all{resumed}")
         self._progress = TokenProgress("training", total, done, is_shown=self._is_enabled)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Moves the bar on; reads the loss now and then, because that waits for the device."""
         if self._progress is None:
             return
-        if batch_idx % cast(Any, trainer).log_every_n_steps == 0:
+        if batch_idx % trainer.log_every_n_steps == 0:
             self._loss = f"loss {outputs['nats_per_token'].item():.3f}"
         self._progress.advance(self._tokens_per_batch, getattr(self, "_loss", ""))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_validation_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Stops the clock of the training speed."""
         if self._progress is not None:
             self._progress.pause()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Prints the losses: all of them outside training, one line inside it."""
         target = pl_module.language.short if pl_module.language is not None else None
         if trainer.state.fn != "fit":
@@ -95,11 +94,11 @@ class Console(ProgressBar):
         if self._progress is not None:
             self._progress.resume()
 
-    def on_test_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_test_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Prints the losses on devtest."""
         self.on_validation_end(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Takes the bar away and says how fast it was."""
         if self._progress is not None:
             line = self._progress.line()
@@ -107,7 +106,7 @@ class Console(ProgressBar):
             self._progress = None
             self.print(line)
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: NeuroglotTrainer, pl_module: Any, exception: BaseException) -> None:
         """Takes the bar away."""
         if self._progress is not None:
             self._progress.close()

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from safetensors import SafetensorError
 
-from datamodules.glotcc import GlotCCDataModule
 from lightning_app.files import disk_full, is_disk_full, ordinary_mode
 from lightning_app.module import SparseSubnetModule
 from lightning_app.run import best_checkpoint
+from lightning_app.trainer import NeuroglotTrainer
 
 
 class SaveNewBase(Callback):
@@ -23,13 +23,13 @@ class SaveNewBase(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_fit_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves under ``method: full``, once training is complete."""
         best = best_checkpoint(self.folder)
         if pl_module.method != "full" or best is None or not trainer.is_global_zero:
             return
         pl_module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         temporary, target = self.folder / ".model.partial", self.folder / "model"
         shutil.rmtree(temporary, ignore_errors=True)
         try:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from lightning_app.files import write_text
+from lightning_app.trainer import NeuroglotTrainer
 
 
 class WritePredictions(Callback):
@@ -21,14 +22,20 @@ class WritePredictions(Callback):
         self._rows: list[dict[str, str]] = []
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: NeuroglotTrainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keeps a prediction and shows it."""
         self._rows.append(outputs)
         if trainer.is_global_zero:
             print(f"{outputs['prompt']} | {outputs['continuation']}", flush=True)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: NeuroglotTrainer, pl_module: Any) -> None:
         """Writes the file."""
         rank = trainer.global_rank
         path = self.path if rank == 0 else self.path.with_stem(f"{self.path.stem}-{rank}")

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 from filelock import FileLock
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from datamodules.chunking import Blocks
@@ -18,6 +18,7 @@ from lightning_app.languages import PAPER_LANGUAGES, Language, find_language
 from lightning_app.module import SparseSubnetModule
 from lightning_app.progress import TokenProgress, short
 from lightning_app.subnetwork import Subnetwork, select_subnetwork, suggest_rates
+from lightning_app.trainer import NeuroglotTrainer
 
 _TINY = 20
 
@@ -63,7 +64,7 @@ class LAPEProfiling(Callback):
                 f"--profiling.rate is {rate} and quantile {quantile}; expected 0 < rate <= 1, 0 < quantile < 1"
             )
 
-    def setup(self, trainer: Trainer, pl_module: SparseSubnetModule, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, stage: str) -> None:
         """Profiles and selects; in Lightning's order of hooks the optimiser does not exist yet."""
         is_profiling = getattr(trainer, "is_profiling", False)
         wants = stage == "fit" and pl_module.needs_subnetwork and pl_module.subnetwork_path is None
@@ -86,7 +87,9 @@ class LAPEProfiling(Callback):
         pool = [find_language(code) for code in self.languages]
         return pool if target is None or target in pool else [*pool, target]
 
-    def _select(self, trainer: Trainer, atlas: Atlas, path: Path, pool: list[Language], target: Language) -> Subnetwork:
+    def _select(
+        self, trainer: NeuroglotTrainer, atlas: Atlas, path: Path, pool: list[Language], target: Language
+    ) -> Subnetwork:
         subnetwork = select_subnetwork(atlas, pool, self.rate, self.quantile)
         neurons = len(subnetwork.of(target))
         others = suggest_rates(atlas, pool, target, self.quantile)
@@ -104,9 +107,9 @@ class LAPEProfiling(Callback):
             )
         return subnetwork
 
-    def count(self, trainer: Trainer, module: SparseSubnetModule, pool: list[Language]) -> tuple[Atlas, Path]:
+    def count(self, trainer: NeuroglotTrainer, module: SparseSubnetModule, pool: list[Language]) -> tuple[Atlas, Path]:
         """Returns an atlas that holds every language of ``pool``, and its file. Collective; rank 0 writes."""
-        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         base = cast(nn.Module, module.base).to(trainer.strategy.root_device).eval()
         block_size = self._block_size(cast(Any, base).config.get_text_config(), trainer.is_global_zero)
         path = self.atlas_path or self._default_path(data, module, block_size)
@@ -126,7 +129,7 @@ class LAPEProfiling(Callback):
             counter = GateCounter(ffns, trainer.strategy.root_device)
             self._run(trainer, module, blocks, counter, f"profiling {language}")
             counts_LN = trainer.strategy.reduce(counter.counts_LN, reduce_op="sum")
-            atlas.add(language, counts_LN, blocks.tokens, source)  # type: ignore[arg-type]
+            atlas.add(language, counts_LN, blocks.tokens, source)
             if trainer.is_global_zero:
                 _save_beside_others(atlas, path)
         trainer.strategy.barrier("profiled")
@@ -134,7 +137,7 @@ class LAPEProfiling(Callback):
 
     @torch.no_grad()
     def _run(
-        self, trainer: Trainer, module: SparseSubnetModule, blocks: Blocks, counter: "GateCounter", title: str
+        self, trainer: NeuroglotTrainer, module: SparseSubnetModule, blocks: Blocks, counter: "GateCounter", title: str
     ) -> None:
         """Runs this process's share of the blocks through the decoder."""
         mine = range(trainer.global_rank, len(blocks), trainer.world_size)

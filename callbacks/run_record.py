@@ -6,20 +6,20 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules.glotcc import GlotCCDataModule
 from lightning_app import __version__
 from lightning_app.files import disk_full, is_disk_full, write_json, write_text
 from lightning_app.module import SparseSubnetModule
 from lightning_app.progress import duration, short
 from lightning_app.report import format_losses
 from lightning_app.run import CONFIG, RECORD, SUBNETWORK, Run, best_checkpoint
+from lightning_app.trainer import NeuroglotTrainer
 
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "tokenizers", "safetensors", "torchmetrics")
 
@@ -48,7 +48,7 @@ class RunRecord(Callback):
         self._best, self._batches = state_dict["best"], state_dict["batches"]
         self._loss_sum = state_dict["loss_sum"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves configuration, versions and subnetwork once all of the input has proved good."""
         if trainer.is_global_zero:
             write_text(self.run.folder / CONFIG, self.config_yaml)
@@ -56,7 +56,7 @@ class RunRecord(Callback):
                 pl_module.subnetwork.save(self.run.folder / SUBNETWORK)
             self._write_record(trainer, pl_module, "training")
 
-    def on_train_start(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Drops metrics of steps that are about to be made again, and logs the values before training."""
         for logger in trainer.loggers:
             if isinstance(logger, JSONLLogger):
@@ -64,42 +64,42 @@ class RunRecord(Callback):
                 if trainer.global_step == 0:
                     logger.log_metrics({f"val/loss/{code}": loss for code, (loss, _) in pl_module.before.items()}, 0)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the training loss every ``log_every_n_steps``, as the mean over batches and processes since then."""
         self._loss_sum = self._loss_sum + outputs["nats_per_token"]
         self._batches += 1
-        if (batch_idx + 1) % (cast(Any, trainer).log_every_n_steps * trainer.accumulate_grad_batches) == 0:
+        if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0:
             mean = trainer.strategy.reduce(torch.as_tensor(self._loss_sum / self._batches), reduce_op="mean")
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             for logger in trainer.loggers:
                 logger.log_metrics({"train/loss": float(mean), "train/lr": rate}, trainer.global_step)
             self._loss_sum, self._batches = 0.0, 0
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Remembers the losses of the best step."""
         loss = float(trainer.callback_metrics["val/loss"]) if "val/loss" in trainer.callback_metrics else math.inf
         if trainer.global_step > 0 and loss < self._best.get("loss", math.inf):
             self._best = {"loss": loss, "step": trainer.global_step, "losses": pl_module.after}
 
-    def on_train_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Writes the summary; the run is complete when this is written."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.total_steps:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and trainer.global_step >= trainer.total_steps:
             write_text(self.run.folder / "summary.md", self._summary(trainer, pl_module))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: SparseSubnetModule) -> None:  # type: ignore[override]
+    def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Marks the run complete and says where its files are."""
         if not trainer.is_global_zero:
             return
-        if trainer.global_step < trainer.total_steps:  # type: ignore[attr-defined]
+        if trainer.global_step < trainer.total_steps:
             return
         self._write_record(trainer, pl_module, "complete")
         best = best_checkpoint(self.run.folder)
         print(f"done: {self.run.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
 
-    def _write_record(self, trainer: Trainer, module: SparseSubnetModule, status: str) -> None:
-        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    def _write_record(self, trainer: NeuroglotTrainer, module: SparseSubnetModule, status: str) -> None:
+        data = trainer.datamodule
         versions = {name: metadata.version(name) for name in _PACKAGES}
         record = {
             "status": status,
@@ -116,11 +116,11 @@ class RunRecord(Callback):
         }
         write_json(self.run.folder / RECORD, record)
 
-    def _summary(self, trainer: Trainer, module: SparseSubnetModule) -> str:
+    def _summary(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> str:
         target = module.language.short if module.language is not None else None
         trained, total = module.trainable_parameters, module.identity.parameters
-        steps = trainer.total_steps  # type: ignore[attr-defined]
-        data: GlotCCDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        steps = trainer.total_steps
+        data = trainer.datamodule
         sequences = steps * trainer.accumulate_grad_batches * data.batch_size * trainer.world_size
         best = best_checkpoint(self.run.folder)
         lines = [

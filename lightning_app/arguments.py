@@ -17,7 +17,7 @@ MEASURING = ("validate", "test", "predict")
 class Parser(LightningArgumentParser):
     """Reports a wrong key or type as one line with a suggestion."""
 
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises `UserError`.
 
         Raises:

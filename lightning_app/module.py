@@ -268,7 +268,7 @@ class SparseSubnetModule(LightningModule):
         continuation = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"prompt": batch[0], "continuation": continuation}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Returns the trained weights alone: vectors by ``{layer}.{projection}``, or the whole base under ``full``."""
         if self.engine is not None:
             return self.engine.neuron_weights()

@@ -3,11 +3,11 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_app.atlas import Atlas
@@ -18,6 +18,9 @@ from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
 from lightning_app.report import describe_subnetwork, format_subnetwork
 from lightning_app.subnetwork import read_subnetwork, select_subnetwork
+
+if TYPE_CHECKING:
+    from datamodules.glotcc import GlotCCDataModule
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -54,6 +57,10 @@ class NeuroglotTrainer(Trainer):
         accumulate_grad_batches: Batches per optimiser step.
         plugins: More plugins for Lightning.
     """
+
+    datamodule: "GlotCCDataModule"
+    callbacks: list[Callback]
+    log_every_n_steps: int
 
     def __init__(
         self,
@@ -96,7 +103,7 @@ class NeuroglotTrainer(Trainer):
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the run: the token budget's, or ``max_steps`` where that is less."""
-        steps = self.datamodule.steps(self.world_size, self.accumulate_grad_batches)  # type: ignore[attr-defined]
+        steps = self.datamodule.steps(self.world_size, self.accumulate_grad_batches)
         return min(steps, self.max_steps) if self.max_steps > 0 else steps
 
     def validate(self, *args: Any, verbose: bool = False, **kwargs: Any) -> Any:
