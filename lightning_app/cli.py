@@ -220,12 +220,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _quiet_libraries()
     default = {"default_config_files": [str(CONFIGS / "default.yaml")]}
-    verbs = {verb: dict(default) for verb in NeuroglotCLI.subcommands() if verb != "subnetwork"}
+    described = {
+        "description": "Neuroglot: teach a language model a language by training only the neurons that speak it."
+    }
+    verbs: dict[str, Any] = {verb: dict(default) for verb in NeuroglotCLI.subcommands() if verb != "subnetwork"}
     try:
         sys.argv[1:] = add_newest_run(resolve_configs(arguments))
         NeuroglotCLI(
             SparseSubnetModule, GlotCCDataModule, trainer_class=NeuroglotTrainer, parser_class=Parser,
-            parser_kwargs=verbs, save_config_callback=None, seed_everything_default=0,
+            parser_kwargs={**described, **verbs}, save_config_callback=None, seed_everything_default=0,
             auto_configure_optimizers=False, load_from_checkpoint_support=False,
         )  # fmt: skip
     except UserError as error:

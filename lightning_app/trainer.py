@@ -106,6 +106,10 @@ class NeuroglotTrainer(Trainer):
         steps = self.datamodule.steps(self.world_size, self.accumulate_grad_batches)
         return min(steps, self.max_steps) if self.max_steps > 0 else steps
 
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Profile where needed, train the neurons that speak a language, and validate; goes on where it stopped."""
+        super().fit(*args, **kwargs)
+
     def validate(self, *args: Any, verbose: bool = False, **kwargs: Any) -> Any:
         """Measure loss and bits per byte on FLORES dev, of the base or of an adapted model."""
         return super().validate(*args, verbose=verbose, **kwargs)  # type: ignore[misc]
