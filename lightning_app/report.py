@@ -70,12 +70,17 @@ def format_subnetwork(described: dict[str, Any]) -> str:
         union += f" (rate {described['rate']:g}, threshold {described['tau']:.4f})"
     lines += [union, "", f"{'language':<22}{'neurons':>9}{'parameters':>12}{'of model':>10}   neurons per layer"]
     for row in described["languages"]:
-        parameters = f"{short(row['parameters'])}" if row["parameters"] is not None else "-"
+        parameters = _millions(row["parameters"]) if row["parameters"] is not None else "-"
         share = f"{100 * row['share_of_model']:.2f} %" if row["share_of_model"] is not None else "-"
         name = f"{row['language']} ({row['short']})" if row["language"] != row["short"] else row["short"]
         layers = " ".join(str(count) for count in row["neurons_per_layer"])
         lines.append(f"{name:<22}{row['neurons']:>9}{parameters:>12}{share:>10}   {layers}")
     return "\n".join([*lines, "", *_format_overlap(described["overlap"])])
+
+
+def _millions(parameters: int) -> str:
+    """Returns a number of parameters as the paper's tables give it, small ones in short."""
+    return f"{parameters / 1e6:.1f}M" if parameters >= 1_000_000 else short(parameters)
 
 
 def _format_overlap(overlap: dict[str, dict[str, float]]) -> list[str]:
