@@ -1,5 +1,6 @@
 """LAPE profiling before the optimiser exists: counts activations into an atlas and selects the target's neurons."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,7 +185,7 @@ class GateCounter:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, ffn: GatedFFN):  # type: ignore[no-untyped-def]
+    def _hook(self, ffn: GatedFFN) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         counts_N = self.counts_LN[ffn.layer]
 
         def count(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

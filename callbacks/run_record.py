@@ -107,7 +107,7 @@ class RunRecord(Callback):
             "neuroglot": __version__,
             "python": platform.python_version(),
             "versions": versions,
-            "base": module.identity.as_dict() if hasattr(module, "identity") else None,
+            "base": module.identity.as_dict(),
             "tokenizer": data.tokenizer_digest,
             "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
             "flores": data.flores,

@@ -39,11 +39,6 @@ class Atlas:
     tokens: dict[str, int] = field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
-    def id(self) -> str:
-        """Digest over model, counts and tokens."""
-        return self.pool_id(list(self.counts))
-
     def pool_id(self, codes: list[str]) -> str:
         """Digest over the part of the atlas that a pool of languages reads."""
         counts = [self.counts[code] for code in sorted(codes)]

@@ -29,7 +29,7 @@ class MaskedEngine(nn.Module):
         super().__init__()
         self.projections = tuple(projections)
         self._ffns = [ffn for ffn in ffns if ffn.layer in neurons]
-        self._neurons = {ffn.layer: neurons[ffn.layer].to(ffn.down.weight.device) for ffn in self._ffns}
+        self._neurons = neurons
         self._masks: list[tuple[nn.Linear, Tensor]] = []
         for ffn in self._ffns:
             for linear, mask in self._masks_of(ffn):
@@ -44,7 +44,7 @@ class MaskedEngine(nn.Module):
         for projection in self.projections:
             linear = ffn.linear(projection)
             mask = masks.setdefault(linear, torch.zeros(linear.weight.shape[projection == "down"], dtype=torch.bool))
-            mask[ffn.rows_of(projection, self._neurons[ffn.layer]).cpu()] = True
+            mask[ffn.rows_of(projection, self._neurons[ffn.layer].cpu())] = True
         return [
             (linear, (mask.unsqueeze(0) if linear is ffn.down else mask.unsqueeze(1)).to(linear.weight.device))
             for linear, mask in masks.items()

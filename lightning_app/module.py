@@ -98,8 +98,13 @@ class SparseSubnetModule(LightningModule):
             else:
                 self._base = load_base(cast(str, self.base_name), self.revision, dtype)
             self._base.requires_grad_(False)
-            self.identity: ModelIdentity = identity_of(self._base, self.base_name or "new")
+            self._identity = identity_of(self._base, self.base_name or "new")
         return self._base
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Identity of the base as it was loaded."""
+        return self._identity if self._base is not None else identity_of(self.base, self.base_name or "new")
 
     @property
     def ffns(self) -> list[GatedFFN]:
@@ -132,7 +137,6 @@ class SparseSubnetModule(LightningModule):
         Raises:
             UserError: They belong to another model, or the language has none.
         """
-        self.base  # noqa: B018 - loads the base, which sets its identity
         subnetwork.model.require_same(self.identity, "subnetwork", where)
         pairs = subnetwork.of(self.target)
         if len(pairs) == 0:
