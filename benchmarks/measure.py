@@ -79,6 +79,7 @@ def saved_bytes(call: Callable[[], Any], model: torch.nn.Module) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    call()  # what compiles does so now: under these hooks Dynamo cannot
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         keep = call()
     del keep

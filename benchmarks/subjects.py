@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.base import read_architecture
-from lightning_app.engine import Engine, build_engine
+from lightning_app.engine import Engine, build_engine, compile_layers
 from lightning_app.ffn import GatedFFN, find_gated_ffns
 from lightning_app.loss import OutputHead, token_loss_sum
 
@@ -109,9 +109,11 @@ def _frozen(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> 
     return _subject(model, model.base_model, OutputHead.of(model), ids, [])
 
 
-def _engine(name: Any) -> Callable[..., Subject]:
+def _engine(name: Any, is_compiled: bool = False) -> Callable[..., Subject]:
     def build(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
         engine = build_engine(name, find_gated_ffns(model), neurons, ALL)
+        if is_compiled:
+            compile_layers(model, engine)
         optimizer = engine.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
         return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, engine)
 
@@ -181,6 +183,7 @@ def _clone(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> S
 _BUILDERS: dict[str, Callable[..., Subject]] = {
     "frozen": _frozen,
     "packed": _engine("packed"),
+    "packed_compiled": _engine("packed", is_compiled=True),
     "masked": _engine("masked"),
     "lora": _peft("lora"),
     "shira": _peft("shira"),

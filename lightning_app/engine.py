@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from lightning_app.ffn import GatedFFN
 from lightning_app.masked import MaskedEngine
@@ -30,3 +32,24 @@ def build_engine(
     if name == "packed":
         return PackedEngine(ffns, neurons, projections)
     return MaskedEngine(ffns, neurons, projections)
+
+
+def compile_layers(model: PreTrainedModel, engine: Engine | None, **options: Any) -> None:
+    """Compiles every decoder layer on its own, so that layers of a kind share one compilation.
+
+    Args:
+        model: The base, with the engine in place.
+        engine: What trains it. Its rows differ in number from layer to layer; they are marked as dynamic, or every
+            layer would be compiled anew and Dynamo would give up after a few.
+        options: For torch.compile.
+    """
+    config = torch._dynamo.config
+    config.force_parameter_static_shapes = config.force_nn_module_property_static_shapes = False
+    # Below the first trained layer, that layer, without neurons, with one, with more; for each kind of attention.
+    config.recompile_limit = max(config.recompile_limit, 32)
+    if isinstance(engine, nn.Module):
+        for rows in (*engine.parameters(), *engine.buffers()):
+            torch._dynamo.maybe_mark_dynamic(rows, 0)
+    for layer in model.modules():
+        if type(layer).__name__ in (model._no_split_modules or ()):
+            layer.compile(**options)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
 from lightning_app.base import base_dtype, identity_of, load_base, new_base
-from lightning_app.engine import Engine, build_engine
+from lightning_app.engine import Engine, build_engine, compile_layers
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.identity import ModelIdentity
@@ -44,6 +44,7 @@ class SparseSubnetModule(LightningModule):
         warmup_steps: Steps of linear warm-up.
         schedule: What the rate does after the warm-up.
         activation_checkpointing: Recompute activations in the backward: less memory, about a third slower.
+        compile: Train through torch.compile, layer by layer; the first steps take minutes. Validation does not.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SparseSubnetModule(LightningModule):
         warmup_steps: int = 0,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         activation_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.base_name, self.revision, self.architecture = base, revision, architecture
@@ -73,7 +75,7 @@ class SparseSubnetModule(LightningModule):
         self.language = find_language(language) if language else None
         self.adamw = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
         self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.is_compiled = activation_checkpointing, compile
         self.strict_loading = False
         self.before: dict[str, list[float]] = {}
         self.after: dict[str, list[float]] = {}
@@ -177,6 +179,8 @@ class SparseSubnetModule(LightningModule):
             base.requires_grad_(True)
         elif self.subnetwork is not None:
             self.engine = build_engine(self.engine_name, self.ffns, self.neurons, self.projections)
+        if self.is_compiled and self.trainer.state.fn == "fit":
+            compile_layers(base, self.engine)
         base.train(self.trainer.training or self.trainer.state.fn == "fit")
 
     @property
@@ -188,7 +192,9 @@ class SparseSubnetModule(LightningModule):
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Returns the decoder's last hidden states, (B, T, D), without making logits."""
-        return self.base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
+        with torch.compiler.set_stance("default" if self.training else "force_eager"):
+            return self.base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def _loss_sum(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns summed nats and the number of predicted tokens; position t predicts token t + 1."""

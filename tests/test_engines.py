@@ -2,9 +2,11 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lightning_app.engine import compile_layers
 from lightning_app.errors import UserError
 from lightning_app.ffn import find_gated_ffns
 from lightning_app.loss import OutputHead, token_loss_sum
@@ -165,6 +167,52 @@ def test_activation_checkpointing_changes_nothing(engine):
         model.train()
         runs.append(train(model, engine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))))
     assert runs[0] == pytest.approx(runs[1], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "checkpointing"),
+    [("llama", False), ("llama", True), ("cohere", False), ("gemma2", False), ("phi3", False)],
+)
+def test_compiled_layers_have_no_graph_breaks_and_train_as_eager_ones(architecture, checkpointing):
+    """Layer 1 is the first trained one, whose input needs no gradient; layer 2 passes gradients on."""
+    runs = []
+    for is_compiled in (False, True):
+        torch._dynamo.reset()
+        model = tiny_model(architecture, torch.float64)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        engine = PackedEngine(find_gated_ffns(model.train()), NEURONS, ("gate", "up", "down"))
+        if is_compiled:
+            compile_layers(model, engine, fullgraph=True, backend="aot_eager")
+        losses = train(model, engine)
+        with torch.no_grad():
+            prompt = torch.arange(3, 14).unsqueeze(0)
+            logits = model.eval()(input_ids=prompt).logits
+            mask = torch.ones_like(prompt)
+            continuation = model.generate(prompt, attention_mask=mask, max_new_tokens=2, do_sample=False)
+        runs.append((losses, engine.neuron_weights(), logits, continuation))
+    (losses, rows, logits, continuation), (compiled_losses, compiled_rows, compiled_logits, same) = runs
+    assert torch.equal(continuation, same)
+    assert compiled_losses == pytest.approx(losses, abs=1e-12)
+    torch.testing.assert_close(compiled_logits, logits, rtol=0, atol=1e-10)
+    for name, vectors in rows.items():
+        torch.testing.assert_close(compiled_rows[name], vectors, rtol=0, atol=1e-12)
+
+
+def test_layers_with_different_numbers_of_neurons_share_a_compilation():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=32, intermediate_size=48, num_hidden_layers=14, num_attention_heads=4, vocab_size=50
+    )
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False).train()
+    neurons = {layer: torch.arange(layer) for layer in range(2, 14) if layer != 5}
+    engine = PackedEngine(find_gated_ffns(model), neurons, ("gate", "up", "down"))
+    compilations = CompileCounterWithBackend("eager")
+    compile_layers(model, engine, fullgraph=True, backend=compilations)
+    for _ in range(2):
+        model.base_model(input_ids=torch.arange(8).unsqueeze(0), use_cache=False).last_hidden_state.sum().backward()
+    assert compilations.frame_count == 4  # below the first trained layer, that layer, without neurons, and the rest
 
 
 def test_bf16_base_keeps_fp32_rows_and_small_updates():
