@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.throughput import Throughput
 from lightning_app import __version__
 from lightning_app.files import disk_full, is_disk_full, write_json, write_text
 from lightning_app.module import SparseSubnetModule
@@ -30,10 +31,11 @@ class RunRecord(Callback):
     Args:
         run: The run and its folder.
         config_yaml: The resolved configuration.
+        throughput: What measures the speed that is logged.
     """
 
-    def __init__(self, run: Run, config_yaml: str) -> None:
-        self.run, self.config_yaml = run, config_yaml
+    def __init__(self, run: Run, config_yaml: str, throughput: Throughput) -> None:
+        self.run, self.config_yaml, self.throughput = run, config_yaml, throughput
         self._started = time.time()
         self._best: dict[str, Any] = {}
         self._loss_sum: torch.Tensor | float = 0.0  # on the device, so that adding to it waits for nothing
@@ -67,14 +69,16 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the training loss every ``log_every_n_steps``, as the mean over batches and processes since then."""
+        """Logs loss, as the mean over batches and processes, and speed since the last time."""
         self._loss_sum = self._loss_sum + outputs["nats_per_token"]
         self._batches += 1
         if (batch_idx + 1) % (trainer.log_every_n_steps * trainer.accumulate_grad_batches) == 0:
             mean = trainer.strategy.reduce(torch.as_tensor(self._loss_sum / self._batches), reduce_op="mean")
             rate = trainer.optimizers[0].param_groups[0]["lr"]
+            figures = {"train/loss": float(mean), "train/lr": rate}
+            figures |= {f"speed/{name}": value for name, value in self.throughput.read(trainer).items()}
             for logger in trainer.loggers:
-                logger.log_metrics({"train/loss": float(mean), "train/lr": rate}, trainer.global_step)
+                logger.log_metrics(figures, trainer.global_step)
             self._loss_sum, self._batches = 0.0, 0
 
     def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
@@ -129,6 +133,7 @@ class RunRecord(Callback):
             f"- trained {short(trained)} of {short(total)} parameters ({100 * trained / total:.2f} %)",
             f"- {steps} steps, {short(sequences * data.tokens_per_sequence)} tokens, "
             f"{duration(time.time() - self._started)} since this process started",
+            f"- {self.throughput.summary(trainer)}",
             f"- best checkpoint: {best.name if best else 'none'}",
         ]
         if module.subnetwork is not None:

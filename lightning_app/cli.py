@@ -20,6 +20,7 @@ from callbacks.new_base import SaveNewBase
 from callbacks.predictions import WritePredictions
 from callbacks.profiling import LAPEProfiling
 from callbacks.run_record import JSONLLogger, RunRecord
+from callbacks.throughput import Throughput
 from datamodules.glotcc import GlotCCDataModule
 from lightning_app.arguments import CONFIGS, MEASURING, Parser, add_newest_run, resolve_configs, say
 from lightning_app.errors import UserError
@@ -149,7 +150,8 @@ class NeuroglotCLI(LightningCLI):
             folder = self.run_of_fit.folder
             config_yaml = yaml.safe_dump(self._plain, sort_keys=False, allow_unicode=True)
             # In this order: a run is marked complete only when all of its files are there.
-            callbacks += [SaveNewBase(folder), RunRecord(self.run_of_fit, config_yaml)]
+            throughput = Throughput()
+            callbacks += [throughput, SaveNewBase(folder), RunRecord(self.run_of_fit, config_yaml, throughput)]
             callbacks += [BestCheckpoint(folder / "checkpoints"), LastCheckpoint(folder / "checkpoints")]
             if given["logger"] is not False:
                 loggers = [JSONLLogger(folder), TensorBoardLogger(folder, name="tensorboard", version="")]

@@ -48,14 +48,18 @@ class Run:
 
 
 def configuration_digest(config: dict[str, Any]) -> str:
-    """Returns a digest over the keys that decide a run's result: not where files are kept or how many devices."""
+    """Returns a digest over the keys that decide a run's result: not where files are kept or how many devices.
+
+    Keys that are off (false, null, 0, empty) are left out, so that a key which a later version adds, off, finds the
+    runs of an earlier one.
+    """
     parts: dict[str, Any] = {"seed": config.get("seed_everything"), "language": config.get("language")}
     for group in ("model", "data", "profiling"):
         places = _PLACE_KEYS.get(group, ())
-        parts[group] = {key: value for key, value in config[group].items() if key not in places}
+        parts[group] = {key: value for key, value in config[group].items() if value and key not in places}
     if config["model"].get("subnetwork"):
         parts["subnetwork"] = str(config["model"]["subnetwork"])
-    parts["trainer"] = {key: config["trainer"].get(key) for key in _TRAINER_KEYS}
+    parts["trainer"] = {key: config["trainer"].get(key) for key in _TRAINER_KEYS if config["trainer"].get(key)}
     return digest(parts)
 
 

@@ -1,0 +1,90 @@
+"""The limit of frozen training: the least arithmetic a step can do, and how fast a device can do it."""
+
+import re
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# Dense bf16 peaks with fp32 accumulation, from the vendors' data sheets; figures "with sparsity" are twice these.
+_DENSE_TFLOPS = {
+    "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "MI300X": 1307,
+    "A100": 312, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX A6000": 155,
+    "RTX 6000 Ada": 364, "RTX 3090": 71, "RTX 4090": 165, "RTX 5090": 210,
+}  # fmt: skip
+
+
+def forward_flop(model: PreTrainedModel, block_size: int, layers: Iterable[int] | None = None) -> float:
+    """Returns the floating-point operations of a forward per token: matrix products and causal attention.
+
+    Args:
+        model: The model; its weights may be on the meta device.
+        block_size: T, tokens per sequence.
+        layers: Count only these decoder layers and leave the output head out; all layers and the head where None.
+    """
+    config = model.config.get_text_config()
+    counted = set(range(config.num_hidden_layers) if layers is None else layers)
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    weights = sum(
+        linear.weight.numel()
+        for name, linear in linears
+        if (layer := re.search(r"\.(\d+)\.", name)) is not None and int(layer[1]) in counted
+    )
+    if layers is None:
+        weights += model.get_output_embeddings().weight.numel()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 2 * block_size * config.num_attention_heads * head_size  # two products over half of the positions
+    return 2 * weights + attention * len(counted)
+
+
+def frozen_step_flop(model: PreTrainedModel, first_layer: int, block_size: int) -> float:
+    """Returns the least floating-point operations of a training step per token when the weights are frozen.
+
+    The forward, and gradients with respect to inputs down to the first trained layer: 4 instead of 6 per weight. The
+    few weight gradients count as nothing. In the backward attention makes 5 products where the forward makes 2.
+
+    Args:
+        model: The model; its weights may be on the meta device.
+        first_layer: The lowest layer with trained neurons; nothing below it, nor its own attention, needs a gradient.
+        block_size: T, tokens per sequence.
+    """
+    every = forward_flop(model, block_size)
+    above = range(first_layer + 1, model.config.get_text_config().num_hidden_layers)
+    with_attention, without = (forward_flop(model, size, above) for size in (block_size, 0))
+    head = 2 * model.get_output_embeddings().weight.numel()
+    return every + head + without + 2.5 * (with_attention - without)
+
+
+def known_peak(name: str) -> float | None:
+    """Returns the dense bf16 peak of a device in FLOP/s by its name, or None where the table lacks it.
+
+    >>> known_peak("NVIDIA H100 80GB HBM3"), known_peak("NVIDIA A100-SXM4-80GB"), known_peak("Xeon")
+    (989000000000000.0, 312000000000000.0, None)
+    """
+    return next((tflops * 1e12 for device, tflops in _DENSE_TFLOPS.items() if device in name), None)
+
+
+def device_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Returns a device's rate in FLOP/s and where the figure comes from: its dense bf16 peak, or a measurement."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = known_peak(name) if dtype == torch.bfloat16 else None
+        if peak is not None:
+            return peak, f"dense bf16 peak of {name}"
+    return _measured_rate(device, dtype), f"measured rate of {str(dtype).removeprefix('torch.')} matrix products"
+
+
+def _measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Returns the rate of a large square matrix product, the best of several; takes half a second."""
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    until = time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < until:
+        torch.mm(a, b)[0, 0].item()
+        started = time.perf_counter()
+        torch.mm(a, b)[0, 0].item()  # waits for the device
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
