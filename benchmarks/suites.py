@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.measure import Result, interleave, saved_bytes, summarise
 from benchmarks.subjects import Subject, build_model, released_shape, subjects
-from callbacks.profiling import GateCounter
+from callbacks.counting import GateCounter
 from lightning_app.ffn import find_gated_ffns
 from lightning_app.loss import OutputHead, token_loss_sum
 

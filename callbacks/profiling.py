@@ -1,27 +1,27 @@
 """LAPE profiling before the optimiser exists: counts activations into an atlas and selects the target's neurons."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from filelock import FileLock
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import nn
 
-from datamodules.chunking import Blocks
+from callbacks.counting import GateCounter, LanguageCount
 from datamodules.glotcc import GlotCCDataModule
+from lightning_app import lape
 from lightning_app.atlas import Atlas
 from lightning_app.errors import UserError
-from lightning_app.ffn import GatedFFN
 from lightning_app.files import digest
 from lightning_app.languages import PAPER_LANGUAGES, Language, find_language
 from lightning_app.module import SparseSubnetModule
-from lightning_app.progress import TokenProgress, short
+from lightning_app.progress import short
 from lightning_app.subnetwork import Subnetwork, select_subnetwork, suggest_rates
 from lightning_app.trainer import NeuroglotTrainer
 
 _TINY = 20
+_LOOKS = 20  # times that the stability of a language's set is looked at, at most
 
 
 class LAPEProfiling(Callback):
@@ -38,6 +38,8 @@ class LAPEProfiling(Callback):
         batch_size: Blocks per forward pass and device.
         rate: Share of all neurons to take, over the whole pool.
         quantile: Where the activation threshold lies among all activation probabilities.
+        stop_when_stable: Stop counting a language once the sets selected from two halves of its text overlap (Jaccard)
+            by this much, 0.99 say. The curve of overlap against tokens is kept in the atlas.
         atlas: Atlas file to read and extend; one is kept under ``data.cache_dir`` where not given.
 
     Raises:
@@ -52,11 +54,12 @@ class LAPEProfiling(Callback):
         batch_size: int = 1,
         rate: float = 0.05,
         quantile: float = 0.95,
+        stop_when_stable: float | None = None,
         atlas: str | None = None,
     ) -> None:
         self.languages = list(languages or PAPER_LANGUAGES)
         self.tokens_per_language, self.block_size, self.batch_size = tokens_per_language, block_size, batch_size
-        self.rate, self.quantile = rate, quantile
+        self.rate, self.quantile, self.stop_when_stable = rate, quantile, stop_when_stable
         self.atlas_path = Path(atlas) if atlas else None
         if min(tokens_per_language, block_size, batch_size) < 1:
             raise UserError("--profiling.tokens_per_language, block_size and batch_size must be above zero")
@@ -64,6 +67,8 @@ class LAPEProfiling(Callback):
             raise UserError(
                 f"--profiling.rate is {rate} and quantile {quantile}; expected 0 < rate <= 1, 0 < quantile < 1"
             )
+        if stop_when_stable is not None and not 0 < stop_when_stable <= 1:
+            raise UserError(f"--profiling.stop_when_stable is {stop_when_stable}; expected an overlap above 0, up to 1")
 
     def setup(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, stage: str) -> None:
         """Profiles and selects; in Lightning's order of hooks the optimiser does not exist yet."""
@@ -120,37 +125,78 @@ class LAPEProfiling(Callback):
             atlas.require_settings(data.tokenizer_digest, block_size, path)
         else:
             atlas = Atlas(module.identity, data.tokenizer_digest, block_size)
-        ffns = module.ffns
         missing = [language for language in pool if language not in atlas]
         data.require_text(missing)
         if trainer.is_global_zero:
             print(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before", flush=True)
-        for language in missing:
-            blocks, source = data.profiling_blocks(language, self.tokens_per_language, block_size)
-            counter = GateCounter(ffns, trainer.strategy.root_device)
-            self._run(trainer, module, blocks, counter, f"profiling {language}")
-            counts_LN = trainer.strategy.reduce(counter.counts_LN, reduce_op="sum")
-            atlas.add(language, counts_LN, blocks.tokens, source)
-            if trainer.is_global_zero:
-                _save_beside_others(atlas, path)
+        counts = (self._begin(trainer, module, language, block_size) for language in missing)
+        if self.stop_when_stable is not None:
+            self._count_until_stable(trainer, module, list(counts), pool, atlas, path)
+        else:
+            for count in counts:
+                count.advance(trainer, module, len(count.blocks), self.batch_size)
+                self._finish(trainer, count, atlas, path)
         trainer.strategy.barrier("profiled")
         return atlas, path
 
-    @torch.no_grad()
-    def _run(
-        self, trainer: NeuroglotTrainer, module: SparseSubnetModule, blocks: Blocks, counter: "GateCounter", title: str
+    def _begin(
+        self, trainer: NeuroglotTrainer, module: SparseSubnetModule, language: Language, block_size: int
+    ) -> LanguageCount:
+        blocks, source = trainer.datamodule.profiling_blocks(language, self.tokens_per_language, block_size)
+        return LanguageCount(language, blocks, source, GateCounter(module.ffns, trainer.strategy.root_device))
+
+    def _finish(self, trainer: NeuroglotTrainer, count: LanguageCount, atlas: Atlas, path: Path) -> None:
+        """Adds a language to the atlas and saves it."""
+        counts_HLN, tokens_H = count.halves(trainer)
+        atlas.add(count.language, counts_HLN.sum(0), int(tokens_H.sum()), count.source)
+        if count.curve:
+            curve = [[tokens, round(overlap, 4)] for tokens, overlap in count.curve]
+            atlas.stability[count.language.glotcc] = {"rate": self.rate, "quantile": self.quantile, "curve": curve}
+        if trainer.is_global_zero:
+            _save_beside_others(atlas, path)
+            overlap = f", halves overlap by {count.curve[-1][1]:.3f}" if count.curve else ""
+            speed = short(count.tokens_per_second)
+            print(f"profiling {count.language}: {short(count.tokens)} tokens, {speed} tok/s{overlap}", flush=True)
+
+    def _count_until_stable(
+        self,
+        trainer: NeuroglotTrainer,
+        module: SparseSubnetModule,
+        counts: list[LanguageCount],
+        pool: list[Language],
+        atlas: Atlas,
+        path: Path,
     ) -> None:
-        """Runs this process's share of the blocks through the decoder."""
-        mine = range(trainer.global_rank, len(blocks), trainer.world_size)
-        device = trainer.strategy.root_device
-        with counter, TokenProgress(title, blocks.tokens, is_shown=trainer.is_global_zero) as progress:
-            for first in range(0, len(mine), self.batch_size):
-                batch_BT = torch.stack([blocks[i] for i in mine[first : first + self.batch_size]])
-                with trainer.precision_plugin.forward_context():
-                    module.hidden_states(batch_BT.to(device, non_blocking=True))
-                progress.advance(batch_BT.numel() * trainer.world_size)
-            if trainer.is_global_zero:
-                progress.write(f"{title}: {short(blocks.tokens)} tokens, {short(progress.tokens_per_second)} tok/s")
+        """Counts languages side by side, because the set of each depends on all, and stops each at its own time."""
+        running = counts
+        for look in range(1, _LOOKS + 1):
+            for count in running:
+                count.advance(trainer, module, -(-len(count.blocks) * look // _LOOKS), self.batch_size)
+            overlaps = self._overlaps(trainer, counts, pool, atlas)
+            for count in running:
+                count.curve.append((count.tokens, overlaps.get(count.language.glotcc, 0.0)))
+            stable = [c for c in running if c.curve[-1][1] >= cast(float, self.stop_when_stable) or c.is_exhausted]
+            for count in stable:
+                self._finish(trainer, count, atlas, path)
+            running = [count for count in running if count not in stable]
+
+    def _overlaps(
+        self, trainer: NeuroglotTrainer, counts: list[LanguageCount], pool: list[Language], atlas: Atlas
+    ) -> dict[str, float]:
+        """Returns per GlotCC code how far the sets selected from the two halves overlap; nothing while one is empty.
+
+        A language that was counted by an earlier run has no halves: all of its text counts in both.
+        """
+        halves = {count.language.glotcc: count.halves(trainer) for count in counts}
+        if any((tokens_H == 0).any() for _, tokens_H in halves.values()):
+            return {}
+        atlases = [replace(atlas, counts=dict(atlas.counts), tokens=dict(atlas.tokens)) for _ in range(2)]
+        for half, of_half in enumerate(atlases):
+            for code, (counts_HLN, tokens_H) in halves.items():
+                of_half.counts[code], of_half.tokens[code] = counts_HLN[half], int(tokens_H[half])
+        first, second = (select_subnetwork(of_half, pool, self.rate, self.quantile) for of_half in atlases)
+        overlaps = {code: lape.overlap(first.neurons[code], second.neurons[code]) for code in halves}
+        return trainer.strategy.broadcast(overlaps)
 
     def _block_size(self, config: object, is_shown: bool) -> int:
         longest = getattr(config, "max_position_embeddings", None) or self.block_size
@@ -163,36 +209,11 @@ class LAPEProfiling(Callback):
 
     def _default_path(self, data: GlotCCDataModule, module: SparseSubnetModule, block_size: int) -> Path:
         settings = digest(
-            data.source, data.revision, data.files, data.tokenizer_digest, self.tokens_per_language, block_size
-        )
+            data.source, data.revision, data.files, data.tokenizer_digest, self.tokens_per_language, block_size,
+            *([self.stop_when_stable, self.rate, self.quantile] if self.stop_when_stable is not None else []),
+        )  # fmt: skip
         name = module.identity.short_name
         return data.cache_dir / "atlases" / f"{name}-{module.identity.fingerprint[:8]}-{settings[:8]}.safetensors"
-
-
-class GateCounter:
-    """Hooks on the gates that count, per neuron, the tokens with a positive gate; act(x) > 0 exactly where x > 0."""
-
-    def __init__(self, ffns: list[GatedFFN], device: torch.device) -> None:
-        self.counts_LN = torch.zeros(len(ffns), ffns[0].neurons, dtype=torch.int64, device=device)
-        self._ffns = ffns
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def __enter__(self) -> "GateCounter":
-        self._handles = [ffn.gate.register_forward_hook(self._hook(ffn)) for ffn in self._ffns]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, ffn: GatedFFN) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        counts_N = self.counts_LN[ffn.layer]
-
-        def count(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # Summing in int32 takes half the time of the default int64.
-            counts_N.add_((ffn.gate_of(output) > 0).flatten(0, -2).sum(0, dtype=torch.int32))
-
-        return count
 
 
 def _save_beside_others(atlas: Atlas, path: Path) -> None:
@@ -205,4 +226,5 @@ def _save_beside_others(atlas: Atlas, path: Path) -> None:
             for code in set(there.counts) - set(atlas.counts):
                 atlas.counts[code], atlas.tokens[code] = there.counts[code], there.tokens[code]
                 atlas.sources[code] = there.sources[code]
+                atlas.stability |= {code: there.stability[code]} if code in there.stability else {}
         atlas.save(path)

@@ -103,11 +103,11 @@ class Throughput(Callback):
         if not figures:
             return ""
         device = trainer.strategy.root_device
+        speed, share = short(figures["tokens_per_second"]), 100 * figures["share_of_limit"]
         return (
-            f"speed: {short(figures['tokens_per_second'])} tokens/s, {100 * figures['share_of_limit']:.0f} % of the limit "
-            f"of frozen training ({short(self._limit)}, by the {self._source}); "
+            f"speed: {speed} tokens/s, {share:.0f} % of the limit of frozen training (by the {self._source}); "
             f"{100 * figures['data_wait_share']:.1f} % of the time waiting for data; "
-            f"peak {'device' if device.type == 'cuda' else 'process'} memory {peak_gib(device):.2f} GiB"
+            f"peak {'GPU' if device.type == 'cuda' else 'process'} memory {peak_gib(device):.2f} GiB"
         )
 
 

@@ -30,6 +30,8 @@ class Atlas:
         counts: Per GlotCC code, tokens with a positive gate, int64 (L, N).
         tokens: Per GlotCC code, tokens counted.
         sources: Per GlotCC code, the data set and revision the text came from.
+        stability: Per GlotCC code that was counted until its set was stable, ``curve``: pairs of tokens and the overlap
+            of the sets selected from two halves of them, at this ``rate`` and ``quantile``.
     """
 
     model: ModelIdentity
@@ -38,6 +40,7 @@ class Atlas:
     counts: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stability: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def pool_id(self, codes: list[str]) -> str:
         """Digest over the part of the atlas that a pool of languages reads."""
@@ -63,6 +66,9 @@ class Atlas:
         """
         other.model.require_same(self.model, "atlas", where)
         self.require_settings(other.tokenizer, other.block_size, where)
+        shared = self.counts.keys() & other.counts.keys()  # a curve of overlap describes one count, not a sum
+        curves = {**self.stability, **other.stability}
+        self.stability = {code: curve for code, curve in curves.items() if code not in shared}
         for code, counts_LN in other.counts.items():
             self.counts[code] = self.counts[code] + counts_LN if code in self.counts else counts_LN
             self.tokens[code] = self.tokens.get(code, 0) + other.tokens[code]
@@ -103,6 +109,7 @@ class Atlas:
             "block_size": self.block_size,
             "tokens": self.tokens,
             "sources": self.sources,
+            "stability": self.stability,
         }
         save_tensors(path, {f"counts.{code}": counts for code, counts in self.counts.items()}, metadata, _KIND)
 
@@ -116,6 +123,5 @@ class Atlas:
         tensors, metadata = load_tensors(path, _KIND)
         counts = {name.removeprefix("counts."): tensor for name, tensor in tensors.items()}
         model = ModelIdentity(**metadata["model"])
-        return cls(
-            model, metadata["tokenizer"], metadata["block_size"], counts, metadata["tokens"], metadata["sources"]
-        )
+        meta = {key: metadata[key] for key in ("tokenizer", "block_size", "tokens", "sources")}
+        return cls(model, counts=counts, stability=metadata.get("stability", {}), **meta)

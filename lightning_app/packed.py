@@ -162,7 +162,7 @@ class _PackedFFN(torch.autograd.Function):
 def _activation(act: Callable[[Tensor], Tensor], gate: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Returns act(gate), and the gradient with respect to gate where that with respect to act(gate) is ``grad``."""
     if torch.compiler.is_compiling():  # Dynamo traces this one; eagerly it costs four times the other
-        out, backward = torch.func.vjp(act, gate)
+        out, backward, *_ = torch.func.vjp(act, gate)
         return out, backward(grad)[0]
     with torch.enable_grad():
         leaf = gate.detach().requires_grad_()

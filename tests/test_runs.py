@@ -12,14 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from callbacks.profiling import GateCounter
+from callbacks.counting import GateCounter
 from datamodules.flores import join_blocks, read_flores
 from lightning_app.atlas import Atlas
 from lightning_app.cli import main
 from lightning_app.errors import UserError
 from lightning_app.ffn import find_gated_ffns
 from lightning_app.languages import find_language
-from lightning_app.subnetwork import Subnetwork
+from lightning_app.lape import overlap
+from lightning_app.subnetwork import Subnetwork, select_subnetwork
 from tests.conftest import LANGUAGES, ROOT
 
 TARGET = find_language("qah-Deva")
@@ -166,6 +167,52 @@ def test_atlas_counts_what_a_plain_forward_shows(workplace):
     assert (atlas.counts["qag-Geor"] - counts).abs().max() <= 1
 
 
+def profile(workplace, atlas, *more):
+    keys = [key for key in workplace.adapt()[1:] if not key.startswith("--name")]
+    assert main(["profile", *keys, f"--profiling.atlas={atlas}", *more]) == 0
+    return Atlas.load(atlas)
+
+
+def test_a_language_stops_when_the_sets_of_its_halves_overlap_enough(workplace):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    full = Atlas.load(path)
+    found = profile(workplace, workplace.folder / "stable.safetensors", "--profiling.stop_when_stable=0.4")
+    assert set(found.stability) == set(LANGUAGES)
+    stopped = 0
+    for code, stability in found.stability.items():
+        tokens, overlaps = zip(*stability["curve"], strict=True)
+        assert tokens[-1] == found.tokens[code]
+        assert list(tokens) == sorted(set(tokens))
+        assert all(overlap < 0.4 for overlap in overlaps[:-1])
+        assert overlaps[-1] >= 0.4 or tokens[-1] == full.tokens[code]
+        stopped += tokens[-1] < full.tokens[code]
+    assert stopped > 0
+
+
+def test_counting_to_the_end_in_halves_gives_the_same_counts_and_the_overlap_of_its_halves(workplace):
+    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    full = Atlas.load(path)
+    found = profile(workplace, workplace.folder / "halves.safetensors", "--profiling.stop_when_stable=1.0")
+    for code, counts in full.counts.items():
+        assert found.tokens[code] == full.tokens[code]
+        assert (found.counts[code] - counts).abs().max() <= 1
+    model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
+    halves = [dataclasses.replace(full, counts=dict(full.counts), tokens=dict(full.tokens)) for _ in range(2)]
+    for manifest in (workplace.folder / "cache/tokens").glob("*/manifest.json"):
+        code = json.loads(manifest.read_text())["key"]["configuration"]
+        blocks = torch.from_file(str(manifest.with_name("tokens.bin")), size=4096, dtype=torch.int32).long()
+        for half in range(2):
+            counter = GateCounter(find_gated_ffns(model), torch.device("cpu"))
+            with counter, torch.no_grad():
+                for block in blocks.reshape(-1, 128)[half::2]:
+                    model.model(input_ids=block.unsqueeze(0))
+            halves[half].counts[code], halves[half].tokens[code] = counter.counts_HLN[0], 2048
+    pool = [find_language(code) for code in LANGUAGES]
+    sets = [select_subnetwork(half, pool, 0.1, 0.95) for half in halves]
+    for code, stability in found.stability.items():
+        assert stability["curve"][-1][1] == pytest.approx(overlap(*(half.neurons[code] for half in sets)), abs=0.03)
+
+
 def test_counting_hooks_leave_the_forward_as_it_is(workplace):
     model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
     ids = torch.arange(20).unsqueeze(0)
@@ -174,7 +221,7 @@ def test_counting_hooks_leave_the_forward_as_it_is(workplace):
     with counter:
         assert torch.equal(model(input_ids=ids).logits, plain)
     model(input_ids=ids)
-    assert 0 < counter.counts_LN.max() <= 20
+    assert 0 < counter.counts_HLN.sum(0).max() <= 20
 
 
 def test_the_same_command_again_does_nothing(workplace, capsys):
