@@ -5,12 +5,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_app.errors import UserError
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
 
+_CAUSAL = "causal_sdpa"
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
 
@@ -93,6 +102,18 @@ def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
         hidden_size=config.hidden_size,
         parameters=sum(weight.numel() for _, weight in weights),
     )
+
+
+def attend_without_masks(model: PreTrainedModel) -> None:
+    """Lets fused attention be causal by itself, where no layer has a sliding window.
+
+    Sequences here are single ones, padded on the right at most, so no mask is needed. transformers finds that out from
+    the positions in every forward, and waits for the device to do so.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None:
+        AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
+        model.set_attn_implementation(_CAUSAL)
 
 
 def base_without_weights(name: str, revision: str | None) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
-from lightning_app.base import base_dtype, identity_of, load_base, new_base
+from lightning_app.base import attend_without_masks, base_dtype, identity_of, load_base, new_base
 from lightning_app.engine import Engine, build_engine, compile_layers
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
@@ -100,6 +100,7 @@ class SparseSubnetModule(LightningModule):
             else:
                 self._base = load_base(cast(str, self.base_name), self.revision, dtype)
             self._base.requires_grad_(False)
+            attend_without_masks(self._base)
             self._identity = identity_of(self._base, self.base_name or "new")
         return self._base
 

@@ -114,7 +114,7 @@ class _PackedFFN(torch.autograd.Function):
         neurons: Tensor,
     ) -> Tensor:
         x = x.to(ffn.down.weight.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             gate = F.linear(x, ffn.gate.weight, ffn.gate.bias)
             if ffn.is_fused:
                 gate, up = gate[..., : ffn.neurons], gate[..., ffn.neurons :]

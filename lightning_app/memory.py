@@ -1,0 +1,189 @@
+"""Memory that training will take, found by running the real step on the meta device: shapes without numbers."""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import AttentionInterface, PreTrainedModel
+
+from lightning_app.engine import build_engine
+from lightning_app.ffn import find_gated_ffns
+from lightning_app.loss import OutputHead, token_loss_sum
+
+_ATTENTION = "shapes_of_attention"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by kind, and the most at a time.
+
+    Attributes:
+        weights: The base's weights and buffers.
+        neurons: Trained weights beside the base's own, their gradients and AdamW's states.
+        activations: What a forward keeps for its backward.
+        logits: What the loss needs beside that, for a chunk of logits.
+        training: Peak of a training step, everything above in it.
+        validation: Peak of a forward without gradients on a validation batch, loss included.
+        profiling: Peak of a profiling forward.
+    """
+
+    weights: int
+    neurons: int
+    activations: int
+    logits: int
+    training: int
+    validation: int
+    profiling: int
+
+
+def simulate(
+    model: PreTrainedModel,
+    neurons: dict[int, Tensor] | None,
+    engine: Any = "packed",
+    projections: Iterable[str] = ("gate", "up", "down"),
+    activation_checkpointing: bool = False,
+    training: tuple[int, int] = (2, 512),
+    validation: tuple[int, int] = (8, 512),
+    profiling: tuple[int, int] | None = (1, 4096),
+) -> Memory:
+    """Returns the memory of a run on ``model``, whose weights are on the meta device; changes the model.
+
+    Args:
+        model: The base in the dtype it would be loaded in.
+        neurons: Indices per layer, or None to train every weight.
+        engine: Name of the engine.
+        projections: Which of gate, up and down are trained.
+        activation_checkpointing: Whether the decoder layers recompute their activations.
+        training: Sequences and tokens per sequence of a training batch.
+        validation: Of a validation batch.
+        profiling: Of a profiling batch; None where there is no profiling.
+    """
+    _use_flash_shapes(model.requires_grad_(False).eval())
+    weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(model)}.values())
+    profiling_peak = weights + _forward_peak(model, *profiling, with_loss=False) if profiling else 0
+    validation_peak = weights + _forward_peak(model, *validation, with_loss=True)
+    if neurons is None:
+        trained: nn.Module = model.requires_grad_(True)
+        optimizer: torch.optim.Optimizer = AdamW(trained.parameters(), lr=1e-4)
+    else:
+        built = build_engine(engine, find_gated_ffns(model), neurons, projections)
+        trained, optimizer = built, built.optimizer(lr=1e-4, weight_decay=0.01)  # type: ignore[assignment]
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    beside = sum(t.untyped_storage().nbytes() for t in _tensors(trained)) if neurons is not None else 0
+    if neurons is not None and engine == "masked":
+        beside = sum(t.untyped_storage().nbytes() for t in _tensors(model)) - weights
+    step = _Step(model.train(), optimizer)
+    with LiveBytes((*_tensors(model), *_tensors(trained))) as live:
+        step.run(live, *training)  # makes the states of the optimiser
+        states = live.now
+        step.run(live, *training)
+    gradients = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    return Memory(
+        weights=weights,
+        neurons=beside + states + gradients,
+        activations=step.activations,
+        logits=step.logits,
+        training=weights + beside + live.peak,
+        validation=validation_peak + beside + states,
+        profiling=profiling_peak,
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of meta tensors that live, and their peak, while it is on.
+
+    Args:
+        known: Tensors that existed before and do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, out)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if tensor.device.type != "meta" or key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)  # when the last tensor on it, saved ones too, is gone
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+class _Step:
+    """A training step as the module and Lightning make it."""
+
+    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer, self.head = model, optimizer, OutputHead.of(model)
+        self.activations = self.logits = 0
+
+    def run(self, live: LiveBytes, batch_size: int, tokens: int) -> None:
+        before = live.now
+        ids = torch.zeros(batch_size, tokens, dtype=torch.int64, device="meta")
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        self.activations, live.peak, forward_peak = live.now - before, live.now, live.peak
+        loss = token_loss_sum(hidden[:, :-1], self.head, ids[:, 1:])
+        self.logits = live.peak - self.activations - before
+        live.peak = max(live.peak, forward_peak)
+        del hidden
+        (loss / 2).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _forward_peak(model: PreTrainedModel, batch_size: int, tokens: int, with_loss: bool) -> int:
+    with LiveBytes(_tensors(model)) as live:
+        ids = torch.zeros(batch_size, tokens, dtype=torch.int64, device="meta")
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if with_loss:
+            token_loss_sum(hidden[:, :-1], OutputHead.of(model), ids[:, 1:])
+    return live.peak
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _use_flash_shapes(model: PreTrainedModel) -> None:
+    """Replaces attention by its shapes: on the meta device the real one would not choose its fused kernels."""
+    AttentionInterface.register(_ATTENTION, _flash_attention)  # and no mask function: masks look at values
+    model.set_attn_implementation(_ATTENTION)
+
+
+def _flash_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    return _FlashShapes.apply(query, key, value), None
+
+
+class _FlashShapes(torch.autograd.Function):
+    """Keeps and makes what fused attention keeps and makes."""
+
+    @staticmethod
+    def forward(ctx: Any, query_BHTd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor) -> Tensor:
+        out_BTHd = torch.empty_like(query_BHTd.transpose(1, 2), memory_format=torch.contiguous_format)
+        ctx.save_for_backward(query_BHTd, key_BHTd, value_BHTd, out_BTHd, query_BHTd.new_empty(query_BHTd.shape[:3]))
+        return out_BTHd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
