@@ -14,6 +14,7 @@ from lightning_app import lape
 from lightning_app.atlas import Atlas
 from lightning_app.errors import UserError
 from lightning_app.files import digest
+from lightning_app.identity import ModelIdentity
 from lightning_app.languages import PAPER_LANGUAGES, Language, find_language
 from lightning_app.module import SparseSubnetModule
 from lightning_app.progress import short
@@ -208,12 +209,22 @@ class LAPEProfiling(Callback):
         return min(longest, self.block_size)
 
     def _default_path(self, data: GlotCCDataModule, module: SparseSubnetModule, block_size: int) -> Path:
-        settings = digest(
-            data.source, data.revision, data.files, data.tokenizer_digest, self.tokens_per_language, block_size,
-            *([self.stop_when_stable, self.rate, self.quantile] if self.stop_when_stable is not None else []),
-        )  # fmt: skip
-        name = module.identity.short_name
-        return data.cache_dir / "atlases" / f"{name}-{module.identity.fingerprint[:8]}-{settings[:8]}.safetensors"
+        name = f"{module.identity.short_name}-{module.identity.fingerprint[:8]}-{self._settings(data, block_size)}"
+        return data.cache_dir / "atlases" / f"{name}.safetensors"
+
+    def _settings(self, data: GlotCCDataModule, block_size: int) -> str:
+        """Returns a digest over what the counts depend on beside the model."""
+        until = [self.stop_when_stable, self.rate, self.quantile] if self.stop_when_stable is not None else []
+        text = (data.source, data.revision, data.files, data.tokenizer_digest)
+        return digest(*text, self.tokens_per_language, block_size, *until)[:8]
+
+    def existing_atlas(self, data: GlotCCDataModule, identity: ModelIdentity, longest: int | None) -> Atlas | None:
+        """Returns the atlas that a run would find, by the base's name where its weights were never seen."""
+        block_size = min(self.block_size, longest or self.block_size)
+        pattern = f"{identity.short_name}-{'?' * 8}-{self._settings(data, block_size)}.safetensors"
+        found = sorted((data.cache_dir / "atlases").glob(pattern), key=lambda path: path.stat().st_mtime)
+        path = self.atlas_path or (found[-1] if found else None)
+        return Atlas.load(path) if path is not None and path.exists() else None
 
 
 def _save_beside_others(atlas: Atlas, path: Path) -> None:

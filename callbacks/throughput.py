@@ -1,7 +1,5 @@
 """What the machine does while it trains: tokens per second, share of the limit, memory, time spent on data."""
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -10,6 +8,7 @@ from lightning.pytorch import Callback
 
 from lightning_app.limit import device_rate, frozen_step_flop
 from lightning_app.loss import IGNORED
+from lightning_app.memory import peak_gib
 from lightning_app.module import SparseSubnetModule
 from lightning_app.progress import short
 from lightning_app.trainer import NeuroglotTrainer
@@ -109,11 +108,3 @@ class Throughput(Callback):
             f"{100 * figures['data_wait_share']:.1f} % of the time waiting for data; "
             f"peak {'GPU' if device.type == 'cuda' else 'process'} memory {peak_gib(device):.2f} GiB"
         )
-
-
-def peak_gib(device: torch.device) -> float:
-    """Returns the most memory this process has held: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

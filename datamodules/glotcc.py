@@ -17,6 +17,7 @@ from datamodules.mixture import read_shares
 from datamodules.order import ResumableBatches, training_order
 from datamodules.prompts import read_prompts
 from datamodules.sources import open_source
+from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import load_tokenizer, train_tokenizer
 from lightning_app.errors import UserError
@@ -120,12 +121,15 @@ class GlotCCDataModule(LightningDataModule):
                 sources = [(self._source(share.language), share.share) for share in self.shares]
                 self._tokenizer = train_tokenizer(sources, self.tokenizer_vocabulary, self.cache_dir)
             else:
-                module = self.trainer.lightning_module if self.trainer is not None else None
-                name = self.tokenizer_name or getattr(module, "base_name", None)
-                if name is None:
-                    raise UserError("no tokenizer: name a --model.base, a --data.tokenizer or --data.train_tokenizer")
-                self._tokenizer = load_tokenizer(name, getattr(module, "revision", None))
-        return self._tokenizer
+                self.use_tokenizer_of(self.trainer.lightning_module if self.trainer is not None else None)
+        return cast(PreTrainedTokenizerBase, self._tokenizer)
+
+    def use_tokenizer_of(self, module: Any) -> None:
+        """Loads the tokenizer of a module's base, unless another one is named."""
+        name = self.tokenizer_name or getattr(module, "base_name", None)
+        if name is None:
+            raise UserError("no tokenizer: name a --model.base, a --data.tokenizer or --data.train_tokenizer")
+        self._tokenizer = load_tokenizer(name, getattr(module, "revision", None))
 
     @property
     def tokenizer_digest(self) -> str:
@@ -147,6 +151,10 @@ class GlotCCDataModule(LightningDataModule):
 
         title = f"tokenising {language}"
         return fill(self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
+
+    def supply(self, language: Language, wanted: int) -> Supply:
+        """Returns how much text of a language there is and how much is cached, without filling the cache."""
+        return measure_supply(self.cache_dir / "tokens", self._source(language), language, self.tokenizer, wanted)
 
     def require_text(self, languages: list[Language]) -> None:
         """Raises `UserError` where there can be no text of a language, before any of it is read."""

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import pyarrow.parquet as pq
 from datasets import IterableDataset, load_dataset
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, HfFileSystem
 
 from lightning_app.errors import UserError
 from lightning_app.files import digest
@@ -36,6 +37,10 @@ class TextSource(Protocol):
 
     def batches(self, position: Position) -> DocumentBatches:
         """Yields lists of documents, each with the position after it, starting at ``position`` (None: the start)."""
+        ...
+
+    def sizes(self) -> tuple[int, int]:
+        """Returns about how many bytes of text there are, and how many bytes are read over the network for them."""
         ...
 
 
@@ -81,6 +86,17 @@ class HubSource:
             if hasattr(batches, "close"):
                 batches.close()
             del batches, stream
+
+    def sizes(self) -> tuple[int, int]:
+        """Returns about the bytes of text, by the share that it has of the first file, and the bytes of all files."""
+        files: Any = HfFileSystem()
+        with hub_errors(self.repository, "run the same command again with a network"):
+            folder = f"datasets/{self.repository}@{quote(self.revision, safe='')}/v1.0/{self.language.glotcc}"
+            shards = [file for file in files.ls(folder) if file["name"].endswith(".parquet")]
+            total = sum(file["size"] for file in shards)
+            with files.open(shards[0]["name"]) as first:
+                text = _parquet_text_bytes(pq.ParquetFile(first))
+        return round(text * total / shards[0]["size"]), total
 
     def _stream(self) -> IterableDataset:
         with hub_errors(self.repository, "run the same command again once it can be reached"):
@@ -135,12 +151,31 @@ class FileSource:
             for documents, after in _READERS[path.suffix](path, offset):
                 yield documents, {"file": index, "offset": after}
 
+    def sizes(self) -> tuple[int, int]:
+        """Returns the bytes of text, those of .txt and .jsonl with their markup, and nothing to download."""
+        texts = [
+            _parquet_text_bytes(_open_parquet(path)) if path.suffix == ".parquet" else path.stat().st_size
+            for path in self.files
+        ]
+        return sum(texts), 0
 
-def _read_parquet(path: Path, row: int) -> Iterator[tuple[list[str], int]]:
+
+def _parquet_text_bytes(file: pq.ParquetFile) -> int:
+    """Returns the bytes of the text column by the file's metadata."""
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema in _TEXT_COLUMNS)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _read_parquet(path: Path, row: int) -> Iterator[tuple[list[str], int]]:
+    file = _open_parquet(path)
     column = next((name for name in _TEXT_COLUMNS if name in file.schema_arrow.names), None)
     if column is None:
         raise UserError(f"{path} has no column 'content' or 'text', only {', '.join(file.schema_arrow.names)}")

@@ -13,7 +13,7 @@ the fill stopped. Bytes beyond what the manifest counts are not valid: a fill th
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -110,7 +110,7 @@ def fill(
         key = {**source.identity(), "tokenizer": tokenizer_digest}
     except UnreachableError as error:
         return _cached_despite(error, root, source, tokenizer_digest, budget, usable)
-    folder = root / f"{key['configuration']}-{digest(key)}"
+    folder = _folder(root, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
@@ -127,6 +127,20 @@ def fill(
     if cache.tokens == 0:
         raise UserError(f"{key['data set']} has no text for {key['configuration']}: every document is empty")
     return cache
+
+
+def find(root: Path, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:
+    """Returns the cache of a source as it is, without filling it; None where there is none."""
+    tokenizer_digest = tokenizer_id(tokenizer)
+    try:
+        folder = _folder(root, {**source.identity(), "tokenizer": tokenizer_digest})
+    except UnreachableError:
+        return next(_of_any_revision(root, source, tokenizer_digest), None)
+    return _open(folder, {}) if (folder / "manifest.json").exists() else None
+
+
+def _folder(root: Path, key: dict[str, str]) -> Path:
+    return root / f"{key['configuration']}-{digest(key)}"
 
 
 class _Filler:
@@ -219,10 +233,16 @@ def _cached_despite(
     usable: Callable[[Lengths], int],
 ) -> TokenCache:
     """Returns a cache of any revision that needs nothing from the network, or raises ``error``."""
+    for cache in _of_any_revision(root, source, tokenizer_digest):
+        if cache.is_exhausted or usable(_lengths(cache)) >= budget:
+            return cache
+    raise UserError(f"{error}; no token cache in {root} is large enough to go on without it") from error
+
+
+def _of_any_revision(root: Path, source: TextSource, tokenizer_digest: str) -> Iterator[TokenCache]:
+    """Yields the caches of a data set's language, the newest first."""
     wanted = (getattr(source, "repository", ""), source.language.glotcc, tokenizer_digest)  # type: ignore[attr-defined]
     for path in sorted(root.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         cache = TokenCache(path.parent, json.loads(path.read_text(encoding="utf-8")))
-        found = tuple(cache.manifest["key"][name] for name in ("data set", "configuration", "tokenizer"))
-        if found == wanted and (cache.is_exhausted or usable(_lengths(cache)) >= budget):
-            return cache
-    raise UserError(f"{error}; no token cache in {root} is large enough to go on without it") from error
+        if tuple(cache.manifest["key"][name] for name in ("data set", "configuration", "tokenizer")) == wanted:
+            yield cache

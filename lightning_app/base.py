@@ -116,16 +116,27 @@ def attend_without_masks(model: PreTrainedModel) -> None:
         model.set_attn_implementation(_CAUSAL)
 
 
-def base_without_weights(name: str, revision: str | None) -> PreTrainedModel:
+def base_without_weights(
+    name: str | None, revision: str | None, dtype: torch.dtype | None = None, architecture: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """Returns a model on the meta device: its shape, read from its configuration alone.
+
+    Args:
+        name: Of a base on the hub, or a folder.
+        revision: Branch, tag or commit.
+        dtype: Of the weights; the configuration's where not given.
+        architecture: Configuration of a new base, instead of a name.
 
     Raises:
         UserError: Its configuration cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision or "main")
+        if architecture is not None:
+            config = read_architecture(architecture)
+        else:
+            config = AutoConfig.from_pretrained(str(name), revision=revision or "main")
     except (OSError, ValueError) as error:
-        raise unloadable("configuration", name, error) from error
+        raise unloadable("configuration", str(name), error) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -56,6 +56,7 @@ class NeuroglotCLI(LightningCLI):
             "test": own,
             "predict": own,
             "profile": {*own, "ckpt_path", "weights_only"},
+            "plan": {*own, "ckpt_path", "weights_only", "profiling", "json_"},
             "subnetwork": {*own, "ckpt_path", "weights_only", "profiling", "json_"},
         }
 
@@ -76,7 +77,7 @@ class NeuroglotCLI(LightningCLI):
                 "--resume", type=str, default="auto",
                 help="auto goes on from the run's last checkpoint, never starts anew, or the path of a checkpoint.",
             )  # fmt: skip
-        if subcommand == "subnetwork":
+        if subcommand in ("plan", "subnetwork"):
             parser.add_argument("--json", action=ActionYesNo, default=False, help="Print JSON.")
         return parser
 
@@ -102,7 +103,7 @@ class NeuroglotCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuses a base that cannot be trained before anything expensive starts."""
-        if self.subcommand in ("fit", "profile") and self.model.method == "subnetwork":
+        if self.subcommand in ("fit", "profile", "plan") and self.model.method == "subnetwork":
             atlas = self._profiling.atlas_path
             require_trainable(self.model.base_name, self.model.revision, self.model.subnetwork_path, atlas)
 
@@ -171,7 +172,7 @@ class NeuroglotCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":
             kwargs["ckpt_path"] = str(self.run_of_fit.checkpoint) if self.run_of_fit.checkpoint else None
-        if subcommand == "subnetwork":
+        if subcommand in ("plan", "subnetwork"):
             kwargs["json_"] = self._settings.json
             kwargs["profiling"] = self._profiling
         return kwargs

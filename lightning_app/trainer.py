@@ -16,6 +16,7 @@ from lightning_app.errors import UserError
 from lightning_app.files import replacing
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
+from lightning_app.plan import format_plan, make_plan
 from lightning_app.report import describe_subnetwork, format_subnetwork
 from lightning_app.subnetwork import read_subnetwork, select_subnetwork
 
@@ -99,6 +100,7 @@ class NeuroglotTrainer(Trainer):
             **kwargs,
         )
         self.is_profiling = False
+        self.validate_every = validate_every
 
     @property
     def total_steps(self) -> int:
@@ -133,6 +135,19 @@ class NeuroglotTrainer(Trainer):
         self.is_profiling = True
         # Through predict, so that it runs on all ranks and in every precision; the profiling callback does the work.
         super().predict(model, datamodule=datamodule, return_predictions=False)
+
+    def plan(
+        self,
+        model: Any = None,
+        datamodule: LightningDataModule | None = None,
+        json_: bool = False,
+        profiling: Any = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Say what fit would take in memory, text, time and disk, and what is cached; load no weights."""
+        plan = make_plan(self, model, datamodule, profiling)
+        print(json.dumps(plan, ensure_ascii=False) if json_ else format_plan(plan), flush=True)
 
     def subnetwork(
         self,

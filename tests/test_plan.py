@@ -1,0 +1,187 @@
+"""What a run is said to take beforehand, against what it takes."""
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightning_app.base import attend_without_masks, base_without_weights
+from lightning_app.cli import main
+from lightning_app.engine import build_engine
+from lightning_app.ffn import find_gated_ffns
+from lightning_app.limit import forward_flop, frozen_step_flop
+from lightning_app.loss import OutputHead, token_loss_sum
+from lightning_app.memory import Heap, simulate
+from tests.conftest import ARCHITECTURES, ROOT, tiny_model
+
+NEURONS = {1: torch.arange(20), 3: torch.arange(7)}
+WIDE = {
+    "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 512, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+
+def wide(architecture, **changes):
+    keys = {key: 32 if key == "head_dim" else value for key, value in ARCHITECTURES[architecture].items()}
+    return {**WIDE, **keys, **changes}
+
+
+def allocated_peak(call):
+    """The most bytes that torch's allocator handed out at a time, by the profiler's account of every block."""
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("architecture", "engine", "checkpointing", "dtype"),
+    [
+        ("llama", "packed", False, torch.float32), ("llama", "packed", True, torch.float32),
+        ("llama", "masked", False, torch.float32), ("llama", "packed", False, torch.bfloat16),
+        ("cohere", "packed", False, torch.float32), ("gemma2", "packed", False, torch.float32),
+        ("phi3", "packed", False, torch.float32),
+    ],
+)  # fmt: skip
+def test_simulated_memory_is_what_the_allocator_hands_out(architecture, engine, checkpointing, dtype):
+    batch, tokens = 2, 192
+    settings = wide(architecture)
+    simulated = simulate(
+        base_without_weights(None, None, dtype, settings), NEURONS, engine, activation_checkpointing=checkpointing,
+        training=(batch, tokens), validation=(4, tokens), profiling=(1, 512),
+    )  # fmt: skip
+    with torch.device("cpu"):
+        config = base_without_weights(None, None, dtype, settings).config
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+    attend_without_masks(model)
+    head = OutputHead.of(model)
+    ids = torch.randint(3, 1000, (4, tokens))
+
+    @torch.no_grad()
+    def validate():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        token_loss_sum(hidden[:, :-1], head, ids[:, 1:])
+
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert simulated.weights == pytest.approx(weights, rel=0.01)
+    validation_peak = allocated_peak(validate)
+    built = build_engine(engine, find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
+    optimizer = built.optimizer(lr=1e-4, weight_decay=0.0)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+    def step():
+        hidden = model.base_model(input_ids=ids[:batch], use_cache=False).last_hidden_state
+        token_loss_sum(hidden[:, :-1], head, ids[:batch, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+    states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
+    beside = trained if engine == "packed" else 0  # the masked engine trains the base's own matrices
+    assert simulated.neurons == pytest.approx(beside + states + trained, rel=0.01)
+    assert simulated.validation - weights - beside - states == pytest.approx(validation_peak, rel=0.1)
+    assert simulated.training - weights - beside - states == pytest.approx(allocated_peak(step), rel=0.1)
+
+
+def test_limit_counts_every_product_of_a_step():
+    """Against torch's own counter of operations, on a model whose attention is one of ordinary products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    ids = torch.randint(3, 97, (2, 40), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False)
+    attention = 2 * 40 * 32 * 3  # half of the scores are masked, which eager attention computes all the same
+    assert forward_flop(model, 40) * ids.numel() == counter.get_total_flops() - attention * ids.numel()
+    embedded = model.get_input_embeddings()(ids).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        model(inputs_embeds=embedded, use_cache=False).logits.sum().backward()
+    # Below the first trained layer's FFN nothing needs a gradient; eager attention makes 4 products in its backward.
+    lower = forward_flop(model, 0, [0]) * ids.numel()
+    expected = frozen_step_flop(model, 0, 0) * ids.numel() + lower + 6 * attention * ids.numel()
+    assert counter.get_total_flops() == expected
+
+
+def plan(workplace, capsys, *more):
+    arguments = [a for a in workplace.adapt(run_dir="planned") if not a.startswith(("--name", "fit"))]
+    assert main(["plan", *arguments, "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out.split("\n")[-2])
+
+
+def test_plan_knows_the_neurons_and_the_text_of_a_run_that_was_made(workplace, capsys):
+    found = plan(workplace, capsys)
+    record = json.loads((workplace.folder / "runs/adapted/run.json").read_text())
+    checkpoint = torch.load(workplace.folder / "runs/adapted/checkpoints/last.ckpt", weights_only=True)
+    assert found["model"]["parameters"] == record["base"]["parameters"]
+    assert found["trained_parameters"] == sum(weight.numel() for weight in checkpoint["state_dict"].values())
+    assert found["neurons_from"] == "selected from the atlas"
+    assert found["text"][0]["cached"] >= found["text"][0]["wanted"] == 12288
+    assert found["profiling_text"] == []
+    assert not (workplace.folder / "planned").exists()
+
+
+def test_plan_measures_uncached_text_and_assumes_neurons(workplace, capsys, tmp_path):
+    found = plan(workplace, capsys, f"--data.cache_dir={tmp_path / 'none'}", "--data.token_budget=100000000")
+    manifests = (workplace.folder / "cache/tokens").glob("*/manifest.json")
+    exact = {
+        m["key"]["configuration"]: m["tokens"]
+        for m in map(json.loads, (p.read_text() for p in manifests))
+        if m["exhausted"]
+    }
+    assert "assumed" in found["neurons_from"]
+    assert found["text"][0]["cached"] == 0
+    assert not found["text"][0]["is_exact"]
+    if "qah-Deva" in exact:
+        assert found["text"][0]["available"] == pytest.approx(exact["qah-Deva"], rel=0.05)
+    assert len(found["profiling_text"]) == 8
+    assert not (tmp_path / "none").exists()
+
+
+def test_plan_names_the_key_that_makes_a_run_fit(workplace, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_app.plan._room", lambda device: (0.0, 0.02, "a small card"))
+    found = plan(workplace, capsys, "--data.batch_size=64")["memory"]
+    assert found["peak_gib"] > 0.02
+    assert "--data.batch_size 1" in found["advice"]
+    monkeypatch.setattr("lightning_app.plan._room", lambda device: (0.0, 1e-5, "a tiny card"))
+    assert "no key makes it fit" in plan(workplace, capsys)["memory"]["advice"]
+
+
+@pytest.mark.skipif(not Heap.is_known(), reason="the C library does not say what it holds")
+def test_planned_process_memory_is_within_a_quarter_of_the_measured_peak(workplace, capsys):
+    """A base whose activations outweigh the program itself: 16 x 128 tokens at a vocabulary of 512, 24 layers."""
+    arguments = ["--data.batch_size=64", "--data.block_size=128", "--data.token_budget=16384", "--name=measured"]
+    planned = plan(workplace, capsys, *arguments[:-1])["memory"]["peak_gib"]
+    code = (
+        "import resource, sys; from lightning_app.cli import main; code = main(sys.argv[1:]); "
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *workplace.adapt(run_dir="planned"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    measured = float(done.stdout.split("PEAK ")[1])
+    assert planned == pytest.approx(measured, rel=0.25)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
+
+def test_plan_without_a_language_is_one_line(workplace, capsys):
+    arguments = [a for a in workplace.adapt(run_dir="planned") if not a.startswith(("--name", "fit", "--language"))]
+    assert main(["plan", *arguments]) == 2
+    assert "no language to plan for" in capsys.readouterr().err
