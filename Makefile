@@ -28,7 +28,11 @@ bench: .venv/bench-ready
 	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json
 
 bench-gpu: .venv/bench-ready
-	$(BIN)/python -m benchmarks --device cuda --shape llama-8b --variants packed,lora,clone --out benchmarks/results/gpu.json
+	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json \
+		--settings llama-8b:2x512,llama-8b:8x512,llama-8b:1x4096,nemo-12b:2x512,aya-8b:2x512 \
+		--variants packed,packed_compiled,lora,clone,masked \
+		--profiling llama-8b:1x4096,nemo-12b:1x4096,aya-8b:1x4096 \
+		--suites train_step,plan,loss,profiling,scaling --scaling 95m:4x512
 
 .venv/bench-ready: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

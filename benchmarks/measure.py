@@ -1,5 +1,6 @@
 """Honest timing on a noisy machine: variants take turns, and what counts is their ratio within a round."""
 
+import gc
 import platform
 import statistics
 import time
@@ -31,7 +32,12 @@ def summarise(benchmark: str, variant: str, metric: str, unit: str, values: list
 
 
 def interleave(
-    benchmark: str, variants: dict[str, Callable[[], Any]], reference: str, rounds: int, device: torch.device
+    benchmark: str,
+    variants: dict[str, Callable[[], Any]],
+    reference: str,
+    rounds: int,
+    device: torch.device,
+    rates: dict[str, tuple[str, float]] | None = None,
 ) -> list[Result]:
     """Times the variants in turn and returns seconds and the ratio to ``reference`` of the same round.
 
@@ -41,6 +47,7 @@ def interleave(
         reference: The variant that the ratios are to.
         rounds: How often everything is timed.
         device: Synchronised around every call.
+        rates: Further metrics: name, unit, and the amount that is divided by the seconds.
     """
     for call in variants.values():
         call()
@@ -58,6 +65,8 @@ def interleave(
         ratios = [value / base for value, base in zip(values, seconds[reference], strict=True)]
         results.append(summarise(benchmark, name, "time", "s", values))
         results.append(summarise(benchmark, name, f"ratio_to_{reference}", "x", ratios))
+        for metric, (unit, amount) in (rates or {}).items():
+            results.append(summarise(benchmark, name, metric, unit, [amount / value for value in values]))
     return results
 
 
@@ -86,19 +95,38 @@ def saved_bytes(call: Callable[[], Any], model: torch.nn.Module) -> int:
     return sum(kept.values())
 
 
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Returns the most that was allocated at a time during ``call``, beyond what was there before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Returns what the figures were measured on."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {package: metadata.version(package) for package in ("torch", "transformers")}
+    versions = {package: metadata.version(package) for package in ("torch", "transformers", "peft", "tokenizers")}
     return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
 
 
 def table(results: list[Result]) -> str:
     """Returns the figures as text, ratios and sizes before seconds."""
-    lines = [f"{'benchmark':<14}{'variant':<22}{'metric':<24}{'median':>10}{'low':>10}{'high':>10}  unit"]
+    width = max(len(r.benchmark) for r in results) + 2
+    lines = [f"{'benchmark':<{width}}{'variant':<22}{'metric':<24}{'median':>12}{'low':>12}{'high':>12}  unit"]
     for r in sorted(results, key=lambda r: (r.benchmark, r.metric, r.median)):
-        figures = "".join(f"{value:>10.3f}" for value in (r.median, r.low, r.high))
-        lines.append(f"{r.benchmark:<14}{r.variant:<22}{r.metric:<24}{figures}  {r.unit}")
+        figures = "".join(f"{value:>12.4g}" for value in (r.median, r.low, r.high))
+        lines.append(f"{r.benchmark:<{width}}{r.variant:<22}{r.metric:<24}{figures}  {r.unit}")
     return "\n".join(lines)
 
 

@@ -11,12 +11,24 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightning_app.base import read_architecture
+from lightning_app.base import attend_without_masks, base_without_weights, read_architecture
 from lightning_app.engine import Engine, build_engine, compile_layers
 from lightning_app.ffn import GatedFFN, find_gated_ffns
 from lightning_app.loss import OutputHead, token_loss_sum
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "3m": {
+        "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,
+    },
+    "13m": {
+        "model_type": "llama", "hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 6,
+        "num_attention_heads": 5, "num_key_value_heads": 5, "vocab_size": 8192,
+    },
+    "37m": {
+        "model_type": "llama", "hidden_size": 448, "intermediate_size": 1280, "num_hidden_layers": 9,
+        "num_attention_heads": 7, "num_key_value_heads": 7, "vocab_size": 16_384,
+    },
     "95m": {
         "model_type": "llama", "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 12,
         "num_attention_heads": 10, "num_key_value_heads": 10, "vocab_size": 26_000,
@@ -47,7 +59,13 @@ def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrai
     config = read_architecture({**SHAPES[shape], "max_position_embeddings": 8192, "use_cache": False})
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    attend_without_masks(model)
     return model.requires_grad_(False).train()
+
+
+def model_without_weights(shape: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Returns the same on the meta device."""
+    return base_without_weights(None, None, dtype, {**SHAPES[shape], "max_position_embeddings": 8192})
 
 
 def released_shape(layers: int, neurons_per_layer: int, share: float) -> dict[int, Tensor]:
@@ -69,6 +87,7 @@ class Subject:
     model: nn.Module
     loss: Callable[[], Tensor]
     step: Callable[[], None]
+    optimizer: Optimizer | None
 
 
 def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, trained: list[Tensor]) -> Subject:
@@ -96,12 +115,28 @@ def _with(
         if engine is not None:
             engine.after_step()
 
-    return Subject(model, loss, step)
+    return Subject(model, loss, step, optimizer)
+
+
+def held_bytes(subject: Subject) -> int:
+    """Returns the bytes of weights, trained numbers and optimiser states: what is there between two steps."""
+    optimizer = subject.optimizer
+    groups = optimizer.param_groups if optimizer is not None else []
+    trained = [p for group in groups for p in group["params"]]
+    states = [
+        t for state in (optimizer.state.values() if optimizer else ()) for t in state.values() if t.is_floating_point()
+    ]
+    tensors = [*subject.model.parameters(), *subject.model.buffers(), *trained, *states]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def subjects(base: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor, names: list[str]) -> dict[str, Subject]:
-    """Returns the named ways to train ``base``, each on a copy of its own."""
-    return {name: _BUILDERS[name](copy.deepcopy(base), neurons, ids) for name in names}
+    """Returns the named ways to train ``base``, each on a copy; those that train small parts share its weights."""
+    shared = {id(weight): weight for weight in base.parameters()}
+    return {
+        name: _BUILDERS[name](copy.deepcopy(base, {} if name in _OWN_WEIGHTS else dict(shared)), neurons, ids)
+        for name in names
+    }
 
 
 def _frozen(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
@@ -192,3 +227,4 @@ _BUILDERS: dict[str, Callable[..., Subject]] = {
     "full": _full,
 }
 VARIANTS = tuple(_BUILDERS)
+_OWN_WEIGHTS = ("masked", "full")
