@@ -1,8 +1,11 @@
 """``python -m benchmarks``: measures, prints a table, writes JSON and draws how things scale."""
 
 import argparse
+import os
 import warnings
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, which torch reads when it is imported
 
 import torch
 

@@ -99,15 +99,11 @@ class Console(ProgressBar):
         self.on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Takes the bar away and says how fast it was."""
-        if self._progress is not None:
-            line = self._progress.line()
-            self._progress.close()
-            self._progress = None
-            self.print(line)
-
-    def on_exception(self, trainer: NeuroglotTrainer, pl_module: Any, exception: BaseException) -> None:
         """Takes the bar away."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+    def on_exception(self, trainer: NeuroglotTrainer, pl_module: Any, exception: BaseException) -> None:
+        """Takes the bar away."""
+        self.on_train_end(trainer, pl_module)

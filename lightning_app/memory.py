@@ -48,6 +48,17 @@ class Memory:
     profiling: int
     heap: int | None = None
 
+    @property
+    def most_in_tensors(self) -> int:
+        """The highest of the peaks."""
+        return max(self.training, self.validation, self.profiling)
+
+    @property
+    def most(self) -> int:
+        """The highest of the peaks, or what the process will hold where that is known and more."""
+        held = self.weights + self.neurons + self.heap if self.heap is not None else 0
+        return max(self.most_in_tensors, held)
+
 
 def simulate(
     model: PreTrainedModel,

@@ -1,4 +1,4 @@
-"""What people read about a subnetwork or a run: plain data first, text made from it second."""
+"""What people read about a subnetwork, a plan or a run: plain data first, text made from it second."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from lightning_app import lape
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
-from lightning_app.progress import short
+from lightning_app.progress import duration, short
 from lightning_app.subnetwork import Subnetwork
 
 
@@ -106,3 +106,86 @@ def format_losses(before: dict[str, list[float]], after: dict[str, list[float]],
             changes = f"{'':>9}{bits:>11.4f}"
         lines.append(f"{name:<22}{loss:>9.4f}{changes}{mark}")
     return "\n".join(lines)
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """Returns a plan as text."""
+    model, trained = plan["model"], plan["trained_parameters"]
+    what = f"{plan['neurons']} neurons ({plan['neurons_from']})" if plan["neurons"] is not None else "every weight"
+    lines = [
+        f"plan: {plan['language']} on {model['name']}",
+        "",
+        f"trained     {what}",
+        f"            {short(trained)} of {short(model['parameters'])} parameters, "
+        f"{100 * trained / model['parameters']:.2f} %",
+    ]
+    lines += ["", *_format_memory(plan["memory"]), "", *_format_text(plan), "", *_format_time(plan["time"])]
+    return "\n".join([*lines, "", *_format_disk(plan["disk"])])
+
+
+def _format_memory(memory: dict[str, Any]) -> list[str]:
+    batches = memory["batches"]
+    sizes = {phase: f"{b[0]} x {b[1]} tokens" for phase, b in batches.items() if b}
+    rows = [
+        ("weights", memory["weights_gib"], ""),
+        ("neuron weights, states", memory["neurons_gib"], "with gradients"),
+        ("activations", memory["activations_gib"], "kept for the backward"),
+        ("logits", memory["logits_gib"], "a chunk at a time"),
+        ("peak of training", memory["training_gib"], sizes["training"]),
+        ("peak of validation", memory["validation_gib"], sizes["validation"]),
+    ]
+    rows += [("peak of profiling", memory["profiling_gib"], sizes["profiling"])] if "profiling" in sizes else []
+    rows.append(("of the whole process", memory["peak_gib"], f"{memory['device']} has {_size(memory['device_gib'])}"))
+    lines = [
+        f"{'memory' if i == 0 else '':<12}{name:<26}{_size(gib):>10}  {note}".rstrip()
+        for i, (name, gib, note) in enumerate(rows)
+    ]
+    card = memory["smallest_card_gb"]
+    lines.append(f"{'':<12}fits a GPU of {card} GB" if card else f"{'':<12}fits no single GPU")
+    if memory["advice"]:
+        lines.append(f"warning: this does not fit {memory['device']}; {memory['advice']}")
+    return lines
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{1024 * gib:.1f} MiB"
+
+
+def _format_text(plan: dict[str, Any]) -> list[str]:
+    lines = []
+    for title, rows in (("text", plan["text"]), ("profiling", plan["profiling_text"])):
+        for i, row in enumerate(rows):
+            if row["cached"] >= row["wanted"]:
+                there = "all cached"
+            elif row["available"] is None:
+                there = f"{short(row['cached'])} cached; the source is out of reach"
+            else:
+                about = "" if row["is_exact"] else "about "
+                there = f"{short(row['cached'])} cached, {about}{short(row['available'])} in all"
+            load = f", {short(row['download_bytes'])}B to read over the network" if row["download_bytes"] else ""
+            name, wanted = f"{title if i == 0 else '':<12}{row['language']}", f"{short(row['wanted'])} tokens wanted"
+            lines.append(f"{name:<38}{wanted}: {there}{load}")
+    return lines or ["text        not looked at: the tokenizer is still to be trained"]
+
+
+def _format_time(time: dict[str, Any]) -> list[str]:
+    tokens = f"{short(time['tokens'])} tokens of training, {short(time['profiled_tokens'])} of profiling"
+    lines = [f"time        {tokens}; at half the limit"]
+    for name, phases in time["limit_s"].items():
+        parts = [f"{phase} {duration(2 * seconds)}" for phase, seconds in phases.items() if seconds]
+        lines.append(f"{'':<12}{name}: {', '.join(parts)}")
+    return lines
+
+
+def _format_disk(disk: dict[str, Any]) -> list[str]:
+    load = disk["base_download_bytes"]
+    base = "of unknown size" if load is None else f"{short(load)}B to download" if load else "is here"
+    lines = [
+        f"disk        base {base}; {short(disk['token_cache_bytes'])}B of tokens to make, from "
+        f"{short(disk['text_download_bytes'])}B over the network; {short(disk['checkpoints_bytes'])}B of checkpoints; "
+        f"{short(disk['free_bytes'])}B free",
+    ]
+    if disk["too_small"]:
+        places = ", ".join(disk["too_small"])
+        lines.append(f"warning: the disk of {places} is too small; set --data.cache_dir, --run_dir or HF_HOME")
+    return lines

@@ -16,8 +16,8 @@ from lightning_app.errors import UserError
 from lightning_app.files import replacing
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
-from lightning_app.plan import format_plan, make_plan
-from lightning_app.report import describe_subnetwork, format_subnetwork
+from lightning_app.plan import Planner
+from lightning_app.report import describe_subnetwork, format_plan, format_subnetwork
 from lightning_app.subnetwork import read_subnetwork, select_subnetwork
 
 if TYPE_CHECKING:
@@ -139,15 +139,16 @@ class NeuroglotTrainer(Trainer):
     def plan(
         self,
         model: Any = None,
-        datamodule: LightningDataModule | None = None,
+        datamodule: Any = None,
         json_: bool = False,
         profiling: Any = None,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Say what fit would take in memory, text, time and disk, and what is cached; load no weights."""
-        plan = make_plan(self, model, datamodule, profiling)
-        print(json.dumps(plan, ensure_ascii=False) if json_ else format_plan(plan), flush=True)
+        plan = Planner(self, model, datamodule, profiling).plan()
+        if self.is_global_zero:
+            print(json.dumps(plan, ensure_ascii=False) if json_ else format_plan(plan), flush=True)
 
     def subnetwork(
         self,
