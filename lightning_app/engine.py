@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from lightning_app.errors import UserError
 from lightning_app.ffn import GatedFFN
 from lightning_app.masked import MaskedEngine
 from lightning_app.packed import PackedEngine
@@ -32,6 +33,22 @@ def build_engine(
     if name == "packed":
         return PackedEngine(ffns, neurons, projections)
     return MaskedEngine(ffns, neurons, projections)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compiles next to nothing, so that a machine without a compiler is told before the first step.
+
+    Raises:
+        UserError: torch.compile does not work here.
+    """
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"torch.compile does not work on this machine: {reason[:160]}; install a C++ compiler, or --model.compile "
+            "false"
+        ) from error
 
 
 def compile_layers(model: PreTrainedModel, engine: Engine | None, **options: Any) -> None:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, get_scheduler
 
 from lightning_app.base import attend_without_masks, base_dtype, identity_of, load_base, new_base
-from lightning_app.engine import Engine, build_engine, compile_layers
+from lightning_app.engine import Engine, build_engine, compile_layers, require_compiler
 from lightning_app.errors import UserError
 from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.identity import ModelIdentity
@@ -181,6 +181,7 @@ class SparseSubnetModule(LightningModule):
         elif self.subnetwork is not None:
             self.engine = build_engine(self.engine_name, self.ffns, self.neurons, self.projections)
         if self.is_compiled and self.trainer.state.fn == "fit":
+            require_compiler(self.trainer.strategy.root_device)
             compile_layers(base, self.engine)
         base.train(self.trainer.training or self.trainer.state.fn == "fit")
 

@@ -44,6 +44,7 @@ def refused(capsys, arguments, message):
         ("--model.engine=pact", "model.engine.*packed"),
         ("--trainer.precision=bf16-true", "bf16-true; expected bf16-mixed, 32-true, 64-true"),
         ("--profiling.rate=0", "profiling.rate is 0"),
+        ("--profiling.stop_when_stable=2", "stop_when_stable is 2.0; expected an overlap above 0, up to 1"),
         ("--data.source=./nowhere", "neither a folder"),
         ("--data.watch=[cy]", "FLORES .* has no Welsh"),
         ("--language=cym-Latn", "has no Welsh"),

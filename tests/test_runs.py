@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from callbacks.counting import GateCounter
 from datamodules.flores import join_blocks, read_flores
 from lightning_app.atlas import Atlas
 from lightning_app.cli import main
+from lightning_app.engine import compile_layers
 from lightning_app.errors import UserError
 from lightning_app.ffn import find_gated_ffns
 from lightning_app.languages import find_language
@@ -275,6 +277,22 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(workplace, a
     measured = ("time", "speed/")
     rows = [[{k: v for k, v in row.items() if not k.startswith(measured)} for row in run] for run in rows]
     assert rows[0] == rows[1]
+
+
+def test_a_compiled_run_ends_as_an_eager_one(workplace, monkeypatch, capsys):
+    """With the layers traced and differentiated as ever, but run without a C++ compiler."""
+    torch._dynamo.reset()
+    keys = {"data__token_budget": 2560, "data__num_workers": 0}
+    assert main(workplace.adapt("eager", **keys)) == 0
+    monkeypatch.setattr("lightning_app.module.compile_layers", partial(compile_layers, backend="aot_eager"))
+    monkeypatch.setattr("lightning_app.module.require_compiler", lambda device: None)
+    assert main(workplace.adapt("compiled", **keys, model__compile="true")) == 0
+    eager, compiled = (
+        load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("eager", "compiled")
+    )
+    assert_same_end(eager, compiled, tolerance=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
 
 
 def test_masked_and_packed_runs_end_alike(workplace):
