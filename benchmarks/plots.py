@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import Result
 from lightning_app.progress import short
@@ -31,7 +32,7 @@ def draw_scaling(results: list[Result], path: Path) -> Path | None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     axes = list(dict.fromkeys(axis for axis, _, _ in points))
     figure, grid = pyplot.subplots(
@@ -39,36 +40,41 @@ def draw_scaling(results: list[Result], path: Path) -> Path | None:
     )
     for row, (metric, label) in enumerate(_METRICS.items()):
         for column, axis in enumerate(axes):
-            cell = grid[row][column]
-            unit = 1.0
-            if metric == "time":
-                unit = min(points[axis, metric, "frozen"])[1].median
-            elif metric == "peak_memory":
-                unit = 1024.0
-            for variant, (name, colour, style) in _STYLES.items():
-                line = sorted(points.get((axis, metric, variant), []), key=lambda point: point[0])
-                if line:
-                    x = [value for value, _ in line]
-                    y = [result.median / unit for _, result in line]
-                    cell.plot(x, y, style, color=colour, label=name, marker="o", markersize=3)
-                    low, high = ([getattr(r, end) / unit for _, r in line] for end in ("low", "high"))
-                    cell.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            ticks = sorted({value for variant in _STYLES for value, _ in points.get((axis, metric, variant), [])})
-            cell.set_xscale("log")
-            cell.set_xticks(ticks, [f"{tick:g}" if tick < 10_000 else short(tick) for tick in ticks])
-            cell.minorticks_off()
-            if metric == "ratio_to_frozen":
-                cell.set_ylim(0.7, 1.6)
-            else:
-                cell.set_yscale("log")
-                cell.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-                cell.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                cell.yaxis.set_minor_locator(ticker.NullLocator())
-            cell.grid(alpha=0.3)
-            cell.set_xlabel(axis if row == len(_METRICS) - 1 else "")
-            cell.set_ylabel(label if column == 0 else "")
+            lines = {variant: sorted(points.get((axis, metric, variant), []), key=_value) for variant in _STYLES}
+            _draw(grid[row][column], metric, lines)
+            grid[row][column].set_xlabel(axis if row == len(_METRICS) - 1 else "")
+            grid[row][column].set_ylabel(label if column == 0 else "")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
+
+
+def _value(point: tuple[float, Result]) -> float:
+    return point[0]
+
+
+def _draw(cell: Any, metric: str, lines: dict[str, list[tuple[float, Result]]]) -> None:
+    from matplotlib import ticker
+
+    unit = {"time": lines["frozen"][0][1].median, "peak_memory": 1024.0}.get(metric, 1.0)
+    for variant, (name, colour, style) in _STYLES.items():
+        x = [value for value, _ in lines[variant]]
+        low, y, high = (
+            [getattr(result, at) / unit for _, result in lines[variant]] for at in ("low", "median", "high")
+        )
+        cell.plot(x, y, style, color=colour, label=name, marker="o", markersize=3)
+        cell.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    ticks = [value for value, _ in lines["frozen"]]
+    cell.set_xscale("log")
+    cell.set_xticks(ticks, [f"{tick:g}" if tick < 10_000 else short(tick) for tick in ticks])
+    cell.minorticks_off()
+    if metric == "ratio_to_frozen":
+        cell.set_ylim(0.7, 1.6)
+    else:
+        cell.set_yscale("log")
+        cell.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        cell.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        cell.yaxis.set_minor_locator(ticker.NullLocator())
+    cell.grid(alpha=0.3)

@@ -86,26 +86,18 @@ def simulate(
     """
     heap = Heap() if with_heap and Heap.is_known() else None
     _use_attention_shapes(model.requires_grad_(False).eval())
-    weights = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(model)}.values())
+    weights = _bytes(_tensors(model))
     profiling_peak = weights + _forward_peak(model, heap, *profiling, with_loss=False) if profiling else 0
     validation_peak = weights + _forward_peak(model, heap, *validation, with_loss=True)
-    if neurons is None:
-        trained: nn.Module = model.requires_grad_(True)
-        optimizer: torch.optim.Optimizer = AdamW(trained.parameters(), lr=1e-4)
-    else:
-        built = build_engine(engine, find_gated_ffns(model), neurons, projections)
-        trained, optimizer = built, built.optimizer(lr=1e-4, weight_decay=0.01)  # type: ignore[assignment]
+    beside, optimizer, trained = _trained(model, neurons, engine, projections)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    beside = sum(t.untyped_storage().nbytes() for t in _tensors(trained)) if neurons is not None else 0
-    if neurons is not None and engine == "masked":
-        beside = sum(t.untyped_storage().nbytes() for t in _tensors(model)) - weights
     step = _Step(model.train(), optimizer)
-    with LiveBytes((*_tensors(model), *_tensors(trained)), heap) as live:
+    with LiveBytes((*_tensors(model), *trained), heap) as live:
         step.run(live, *training)  # makes the states of the optimiser
         states = live.now
         step.run(live, *training)
-    gradients = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    gradients = sum(parameter.nbytes for parameter in trained)
     return Memory(
         weights=weights,
         neurons=beside + states + gradients,
@@ -116,6 +108,22 @@ def simulate(
         profiling=profiling_peak,
         heap=heap.peak if heap is not None else None,
     )
+
+
+def _trained(
+    model: PreTrainedModel, neurons: dict[int, Tensor] | None, engine: Any, projections: Iterable[str]
+) -> tuple[int, torch.optim.Optimizer, list[Tensor]]:
+    """Returns the bytes that are held beside the base's weights, the optimiser, and what it trains."""
+    before = _bytes(_tensors(model))
+    optimizer: torch.optim.Optimizer
+    if neurons is None:
+        optimizer = AdamW(model.requires_grad_(True).parameters(), lr=1e-4)
+    else:
+        optimizer = build_engine(engine, find_gated_ffns(model), neurons, projections).optimizer(
+            lr=1e-4, weight_decay=0.01
+        )
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return _bytes([*_tensors(model), *trained]) - before, optimizer, trained
 
 
 class LiveBytes(TorchDispatchMode):
@@ -241,6 +249,11 @@ def _forward_peak(model: PreTrainedModel, heap: Heap | None, batch_size: int, to
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
 
 
 def _use_attention_shapes(model: PreTrainedModel) -> None:

@@ -31,3 +31,21 @@ class LanguageLoss(Metric):
     def compute(self) -> Tensor:
         """Returns (nats per token, bits per byte), float64 (2,)."""
         return torch.stack([self.nats / self.tokens, self.nats / self.text_bytes / math.log(2)])
+
+
+def validation_figures(
+    values: dict[str, list[float]], before: dict[str, list[float]], shares: dict[str, float]
+) -> dict[str, float]:
+    """Returns what is logged of a validation: losses, bits per byte, changes, and the mean loss by ``shares``.
+
+    Args:
+        values: Loss (nats per token) and bits per byte, by language.
+        before: The same before training.
+        shares: Shares of the languages that are trained on; where there are none, all languages count alike.
+    """
+    shares = shares or dict.fromkeys(values, 1.0)
+    figures = {"val/loss": sum(values[code][0] * share for code, share in shares.items()) / sum(shares.values())}
+    for code, (loss, bits) in values.items():
+        figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
+        figures[f"val/change/{code}"] = loss - before.get(code, [loss])[0]
+    return figures

@@ -17,7 +17,7 @@ from lightning_app.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
 from lightning_app.loss import IGNORED, OutputHead, token_loss_sum
-from lightning_app.metrics import LanguageLoss
+from lightning_app.metrics import LanguageLoss, validation_figures
 from lightning_app.preflight import require_belonging
 from lightning_app.subnetwork import Subnetwork
 
@@ -251,23 +251,14 @@ class SparseSubnetModule(LightningModule):
             cast(LanguageLoss, metric).reset()
         self.before = self.before or values
         self.after = values
-        shares = {share.language.short: share.share for share in self._data.shares} or dict.fromkeys(values, 1.0)
-        total = sum(values[code][0] * share for code, share in shares.items())
-        figures = {"val/loss": total / sum(shares.values())}
-        for code, (loss, bits) in values.items():
-            figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
-            figures[f"val/change/{code}"] = loss - self.before.get(code, [loss])[0]
+        shares = {share.language.short: share.share for share in self._data.shares}
+        figures = validation_figures(values, self.before, shares)
         # Under this name Lightning takes the step from us; its own count lags by one during validation.
         figures["step"] = float(self.global_step)
         self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As `validation_step`, on devtest."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As `on_validation_epoch_end`, on devtest."""
-        self.on_validation_epoch_end()
+    test_step = validation_step  # on devtest
+    on_test_epoch_end = on_validation_epoch_end
 
     @torch.no_grad()
     def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, str]:

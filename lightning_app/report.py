@@ -179,7 +179,7 @@ def _format_time(time: dict[str, Any]) -> list[str]:
 
 def _format_disk(disk: dict[str, Any]) -> list[str]:
     load = disk["base_download_bytes"]
-    base = "of unknown size" if load is None else f"{short(load)}B to download" if load else "is here"
+    base = "of unknown size" if load is None else f"{short(load)}B to download" if load else "nothing to download"
     lines = [
         f"disk        base {base}; {short(disk['token_cache_bytes'])}B of tokens to make, from "
         f"{short(disk['text_download_bytes'])}B over the network; {short(disk['checkpoints_bytes'])}B of checkpoints; "

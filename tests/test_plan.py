@@ -1,6 +1,5 @@
 """What a run is said to take beforehand, against what it takes."""
 
-import gc
 import json
 import resource
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.measure import peak_bytes
 from lightning_app.base import attend_without_masks, base_without_weights
 from lightning_app.cli import main
 from lightning_app.engine import build_engine
@@ -20,6 +20,7 @@ from lightning_app.loss import OutputHead, token_loss_sum
 from lightning_app.memory import Heap, simulate
 from tests.conftest import ARCHITECTURES, ROOT, tiny_model
 
+CPU = torch.device("cpu")
 NEURONS = {1: torch.arange(20), 3: torch.arange(7)}
 WIDE = {
     "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -35,19 +36,6 @@ def keep_argv(monkeypatch):
 def wide(architecture, **changes):
     keys = {key: 32 if key == "head_dim" else value for key, value in ARCHITECTURES[architecture].items()}
     return {**WIDE, **keys, **changes}
-
-
-def allocated_peak(call):
-    """The most bytes that torch's allocator handed out at a time, by the profiler's account of every block."""
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 @pytest.mark.parametrize(
@@ -80,7 +68,7 @@ def test_simulated_memory_is_what_the_allocator_hands_out(architecture, engine, 
 
     weights = sum(weight.nbytes for weight in model.parameters())
     assert simulated.weights == pytest.approx(weights, rel=0.01)
-    validation_peak = allocated_peak(validate)
+    validation_peak = peak_bytes(validate, CPU)
     built = build_engine(engine, find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
     optimizer = built.optimizer(lr=1e-4, weight_decay=0.0)
     if checkpointing:
@@ -99,7 +87,7 @@ def test_simulated_memory_is_what_the_allocator_hands_out(architecture, engine, 
     beside = trained if engine == "packed" else 0  # the masked engine trains the base's own matrices
     assert simulated.neurons == pytest.approx(beside + states + trained, rel=0.01)
     assert simulated.validation - weights - beside - states == pytest.approx(validation_peak, rel=0.1)
-    assert simulated.training - weights - beside - states == pytest.approx(allocated_peak(step), rel=0.1)
+    assert simulated.training - weights - beside - states == pytest.approx(peak_bytes(step, CPU), rel=0.1)
 
 
 def test_limit_counts_every_product_of_a_step():
