@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,9 +116,17 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Returns what the figures were measured on."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
     versions = {package: metadata.version(package) for package in ("torch", "transformers", "peft", "tokenizers")}
     return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+
+
+def _processor() -> str:
+    """Returns the name of the CPU where Linux tells it, else of its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").split("\n") if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(results: list[Result]) -> str:

@@ -14,7 +14,7 @@ from urllib.error import URLError
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -62,6 +62,17 @@ def read_flores(source: str, language: Language, split: Split, cache_dir: Path) 
         devtest = set(_read_split(source, language, "devtest", cache_dir))
         sentences = [sentence for sentence in sentences if sentence not in devtest]
     return sentences
+
+
+def is_at_hand(source: str, language: Language, cache_dir: Path) -> bool:
+    """Tells whether a language's sentences can be read without the network."""
+    if source == "tarball" or source.endswith((".tar.gz", ".tgz")):
+        url = TARBALL if source == "tarball" else source
+        return (cache_dir / "flores" / url.rsplit("/", 1)[-1]).exists() or Path(url).expanduser().is_file()
+    if Path(source).expanduser().is_dir():
+        return True
+    files = [f"{split}/{language.code('flores_plus')}.parquet" for split in ("dev", "devtest")]
+    return all(isinstance(try_to_load_from_cache(source, file, repo_type="dataset"), str) for file in files)
 
 
 def _read_split(source: str, language: Language, split: Split, cache_dir: Path) -> list[str]:

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import Blocks, Chunking, cut_blocks, pad_batch, usable_tokens
-from datamodules.flores import FLORES_PLUS, FloresBlock, Split, join_blocks, read_flores
+from datamodules.flores import FLORES_PLUS, FloresBlock, Split, is_at_hand, join_blocks, read_flores
 from datamodules.mixture import read_shares
 from datamodules.order import ResumableBatches, training_order
 from datamodules.prompts import read_prompts
@@ -156,6 +156,11 @@ class GlotCCDataModule(LightningDataModule):
         """Returns how much text of a language there is and how much is cached, without filling the cache."""
         return measure_supply(self.cache_dir / "tokens", self._source(language), language, self.tokenizer, wanted)
 
+    @property
+    def flores_to_download(self) -> list[Language]:
+        """Validation languages whose sentences are not on this machine yet."""
+        return [lang for lang in self.validation_languages if not is_at_hand(self.flores, lang, self.cache_dir)]
+
     def require_text(self, languages: list[Language]) -> None:
         """Raises `UserError` where there can be no text of a language, before any of it is read."""
         for language in languages:
@@ -288,9 +293,7 @@ class GlotCCDataModule(LightningDataModule):
         """Returns one loader per validation language, sharded over processes without padding the set."""
         return [self._evaluation_loader(language) for language in self.validation_languages]
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """Returns one loader per validation language over devtest."""
-        return self.val_dataloader()
+    test_dataloader = val_dataloader  # over devtest
 
     def _evaluation_loader(self, language: Language) -> DataLoader[Batch]:
         mine = self.evaluation[language.glotcc][self._loop.global_rank :: self._loop.world_size]

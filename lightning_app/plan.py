@@ -16,14 +16,12 @@ from lightning_app.base import base_dtype, base_without_weights, identity_of
 from lightning_app.errors import UserError
 from lightning_app.limit import device_rate, forward_flop, frozen_step_flop, known_peak
 from lightning_app.memory import Memory, peak_gib, simulate
+from lightning_app.module import SparseSubnetModule
 from lightning_app.subnetwork import Subnetwork, select_subnetwork
 
 if TYPE_CHECKING:
-    from callbacks.profiling import LAPEProfiling
     from datamodules.glotcc import GlotCCDataModule
     from datamodules.supply import Supply
-    from lightning_app.module import SparseSubnetModule
-    from lightning_app.trainer import NeuroglotTrainer
 
 _GIB = 2**30
 _CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 141, 192)
@@ -35,12 +33,19 @@ _LARGEST_SHARE = 0.25  # of the neurons taken over the whole pool, the most that
 
 @dataclass
 class Planner:
-    """Works out a plan for the run that these four would make. Loads no weights and writes nothing."""
+    """Works out a plan for the run that these four would make. Loads no weights and writes nothing.
 
-    trainer: "NeuroglotTrainer"
-    module: "SparseSubnetModule"
+    Attributes:
+        trainer: The NeuroglotTrainer, for precision, device and processes.
+        module: Which base, and what of it is trained.
+        data: Which text, and how much of it.
+        profiling: The LAPEProfiling callback, for the pool of languages and the atlas.
+    """
+
+    trainer: Any
+    module: SparseSubnetModule
     data: "GlotCCDataModule"
-    profiling: "LAPEProfiling"
+    profiling: Any
 
     def plan(self) -> dict[str, Any]:
         """Returns the plan as plain data. Reads configuration, tokenizer and the beginning of uncached texts.
@@ -212,6 +217,7 @@ class Planner:
             **{f"{kind}_bytes": size for kind, size in needed.items()},
             "base_bytes": base,
             "base_download_bytes": missing,
+            "flores_to_download": [language.short for language in self.data.flores_to_download],
             "text_download_bytes": sum(supply.download_bytes for supply in supplies),
             "free_bytes": min(left for left, _ in free.values()),
             "too_small": [str(there) for disk, (left, there) in free.items() if wanted[disk] > left],

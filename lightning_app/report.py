@@ -120,7 +120,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"{100 * trained / model['parameters']:.2f} %",
     ]
     lines += ["", *_format_memory(plan["memory"]), "", *_format_text(plan), "", *_format_time(plan["time"])]
-    return "\n".join([*lines, "", *_format_disk(plan["disk"])])
+    return "\n".join([*lines, "", *_format_disk(plan["disk"], is_text_known=bool(plan["text"]))])
 
 
 def _format_memory(memory: dict[str, Any]) -> list[str]:
@@ -177,14 +177,17 @@ def _format_time(time: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _format_disk(disk: dict[str, Any]) -> list[str]:
+def _format_disk(disk: dict[str, Any], is_text_known: bool) -> list[str]:
     load = disk["base_download_bytes"]
-    base = "of unknown size" if load is None else f"{short(load)}B to download" if load else "nothing to download"
-    lines = [
-        f"disk        base {base}; {short(disk['token_cache_bytes'])}B of tokens to make, from "
-        f"{short(disk['text_download_bytes'])}B over the network; {short(disk['checkpoints_bytes'])}B of checkpoints; "
-        f"{short(disk['free_bytes'])}B free",
-    ]
+    base = "unknown size" if load is None else f"{short(load)}B to download" if load else "nothing to download"
+    tokens = "no tokens to make" if is_text_known else "tokens not known yet"
+    if disk["token_cache_bytes"]:
+        network = f" from {short(disk['text_download_bytes'])}B over the network" if disk["text_download_bytes"] else ""
+        tokens = f"{short(disk['token_cache_bytes'])}B of tokens to make{network}"
+    checkpoints, free = f"{short(disk['checkpoints_bytes'])}B of checkpoints", f"{short(disk['free_bytes'])}B free"
+    lines = [f"disk        base: {base}; {tokens}; {checkpoints}; {free}"]
+    flores = " ".join(disk["flores_to_download"])
+    lines.append(f"{'':<12}FLORES {f'to download for {flores}' if flores else 'of every validation language is here'}")
     if disk["too_small"]:
         places = ", ".join(disk["too_small"])
         lines.append(f"warning: the disk of {places} is too small; set --data.cache_dir, --run_dir or HF_HOME")

@@ -9,10 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.console import Console
+from callbacks.counting import GateCounter
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 from lightning_app.base import attend_without_masks
 from lightning_app.cli import main
+from lightning_app.ffn import find_gated_ffns
 from lightning_app.module import SparseSubnetModule
 from tests.conftest import ARCHITECTURES, tiny_model
 
@@ -36,6 +38,17 @@ class HostReads(TorchDispatchMode):
         if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             HostReads.count += 1
         return function(*args, **(kwargs or {}))
+
+
+def test_counting_gates_reads_nothing_off_the_device():
+    model = tiny_model("llama").eval()
+    attend_without_masks(model)
+    counter = GateCounter(find_gated_ffns(model), torch.device("cpu"))
+    HostReads.count = 0
+    with torch.no_grad(), HostReads(), counter:
+        model.base_model(input_ids=torch.arange(40).reshape(2, 20), use_cache=False)
+    assert HostReads.count == 0
+    assert counter.counts_HLN.sum() > 0
 
 
 def test_a_training_step_between_two_logs_reads_nothing_off_the_device(workplace, monkeypatch):
