@@ -175,11 +175,12 @@ class LAPEProfiling(Callback):
                 count.advance(trainer, module, -(-len(count.blocks) * look // _LOOKS), self.batch_size)
             overlaps = self._overlaps(trainer, counts, pool, atlas)
             for count in running:
-                count.curve.append((count.tokens, overlaps.get(count.language.glotcc, 0.0)))
-            stable = [c for c in running if c.curve[-1][1] >= cast(float, self.stop_when_stable) or c.is_exhausted]
-            for count in stable:
-                self._finish(trainer, count, atlas, path)
-            running = [count for count in running if count not in stable]
+                if overlaps:
+                    count.curve.append((count.tokens, overlaps[count.language.glotcc]))
+                is_stable = overlaps and count.curve[-1][1] >= cast(float, self.stop_when_stable)
+                if is_stable or count.is_exhausted:
+                    self._finish(trainer, count, atlas, path)
+            running = [count for count in running if count.language not in atlas]
 
     def _overlaps(
         self, trainer: NeuroglotTrainer, counts: list[LanguageCount], pool: list[Language], atlas: Atlas
