@@ -20,7 +20,11 @@ def main() -> None:
     """Runs the suites that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--settings", default="95m:2x512", help="models and batches, as 95m:2x512,llama-8b:1x4096")
+    parser.add_argument(
+        "--settings",
+        default="95m:2x512",
+        help="models, batches and shares of neurons, as 95m:2x512,llama-8b:1x4096@0.0131",
+    )
     parser.add_argument("--variants", default=",".join(VARIANTS), help="ways to train; frozen is always measured")
     parser.add_argument("--profiling", default="95m:1x2048", help="models and batches to profile")
     parser.add_argument("--scaling", default="13m:1x512", help="model and batch around which things are scaled")

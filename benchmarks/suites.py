@@ -45,10 +45,11 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> "Setting":
-        """Reads ``95m:2x512``."""
-        shape, _, size = text.partition(":")
-        batch, tokens = size.split("x")
-        return cls(shape, int(batch), int(tokens))
+        """Reads ``95m:2x512``, or ``95m:2x512@0.0131`` with the share of the neurons."""
+        shape, _, rest = text.partition(":")
+        size, _, share = rest.partition("@")
+        batch, tokens = map(int, size.split("x"))
+        return cls(shape, batch, tokens, float(share)) if share else cls(shape, batch, tokens)
 
     def __str__(self) -> str:
         return f"{self.shape}:{self.batch}x{self.tokens}"
