@@ -92,11 +92,20 @@ class HubSource:
         files: Any = HfFileSystem()
         with hub_errors(self.repository, "run the same command again with a network"):
             folder = f"datasets/{self.repository}@{quote(self.revision, safe='')}/v1.0/{self.language.glotcc}"
-            shards = [file for file in files.ls(folder) if file["name"].endswith(".parquet")]
+            try:
+                shards = [file for file in files.ls(folder) if file["name"].endswith(".parquet")]
+            except FileNotFoundError as error:
+                raise self._lacks() from error
             total = sum(file["size"] for file in shards)
             with files.open(shards[0]["name"]) as first:
                 text = _parquet_text_bytes(pq.ParquetFile(first))
         return round(text * total / shards[0]["size"]), total
+
+    def _lacks(self) -> UserError:
+        return UserError(
+            f"{self.repository} has no {self.language}: no configuration '{self.language.glotcc}'; "
+            "check the code, or give your own text with --data.files"
+        )
 
     def _stream(self) -> IterableDataset:
         with hub_errors(self.repository, "run the same command again once it can be reached"):
@@ -106,10 +115,7 @@ class HubSource:
                 )
             except ValueError as error:
                 if "BuilderConfig" in str(error):
-                    raise UserError(
-                        f"{self.repository} has no {self.language}: no configuration '{self.language.glotcc}'; "
-                        "check the code, or give your own text with --data.files"
-                    ) from error
+                    raise self._lacks() from error
                 raise
         return stream.select_columns(["content"])
 

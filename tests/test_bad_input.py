@@ -1,5 +1,6 @@
 """Bad input: one clear line, exit code 2, no traceback, nothing half-written."""
 
+import json
 import os
 import re
 import shutil
@@ -7,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lightning_app.atlas import Atlas
 from lightning_app.cli import main
@@ -209,23 +212,19 @@ def local_hub(shared):
     server.kill()
 
 
+def run_on_hub(endpoint, workplace, folder, *arguments, **environment):
+    changes = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    env = {**{key: value for key, value in os.environ.items() if key != "HF_TOKEN"}, **changes, **environment}
+    keys = [f"--model.base={workplace.folder / 'runs/base/model'}", f"--data.cache_dir={folder}", "--data.watch=[]"]
+    keys += ["--trainer.precision=32-true", "--trainer.accelerator=cpu", "--data.block_size=64"]
+    command = [sys.executable, str(ROOT / "main.py"), *arguments, *keys]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+
+
 @pytest.mark.parametrize("token", [None, "hf_other", "hf_accepted"])
 def test_gated_flores_needs_an_accepted_token(token, local_hub, workplace, tmp_path):
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": local_hub,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
-    env.pop("HF_TOKEN", None)
-    if token:
-        env["HF_TOKEN"] = token
-    base = workplace.folder / "runs/base/model"
-    command = [sys.executable, str(ROOT / "main.py"), "validate", "--config=cy.yaml", f"--model.base={base}"]
-    keys = [f"--data.cache_dir={tmp_path}", "--trainer.precision=32-true", "--data.watch=[]", "--data.block_size=64"]
-    keys += ["--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"]
-    done = subprocess.run([*command, *keys], capture_output=True, text=True, env=env, cwd=tmp_path)
+    verb = ["validate", "--config=cy.yaml", "--trainer.limit_val_batches=1"]
+    done = run_on_hub(local_hub, workplace, tmp_path, *verb, **({"HF_TOKEN": token} if token else {}))
     if token == "hf_accepted":
         assert done.returncode == 0, done.stderr
         assert "Welsh (cy)" in done.stdout
@@ -233,6 +232,22 @@ def test_gated_flores_needs_an_accepted_token(token, local_hub, workplace, tmp_p
         assert done.returncode == 2
         (line,) = done.stderr.strip().split("\n")
         assert re.search(r"gated: open https://.*flores_plus, accept its terms.*HF_TOKEN.*tarball.*FOLDER", line)
+
+
+def test_plan_measures_the_hubs_text_and_names_a_language_it_lacks(local_hub, workplace, tmp_path, shared):
+    verb = ["plan", "--profiling.languages=[mt]", "--json"]
+    done = run_on_hub(local_hub, workplace, tmp_path, *verb, "--language=cy")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout.strip().split("\n")[-1])
+    tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
+    shard = shared / "data/hub/cis-lmu/GlotCC-V1/v1.0/cym-Latn/cym-Latn_0.parquet"
+    ids = tokenizer(pq.read_table(shard)["content"].to_pylist(), add_special_tokens=False)["input_ids"]
+    assert plan["text"][0]["available"] == pytest.approx(sum(map(len, ids)), rel=0.1)
+    assert plan["text"][0]["download_bytes"] == shard.stat().st_size
+    assert [row["language"] for row in plan["profiling_text"]] == ["Maltese (mt)", "Welsh (cy)"]
+    done = run_on_hub(local_hub, workplace, tmp_path, *verb, "--language=tlh-Latn")
+    assert done.returncode == 2
+    assert "has no tlh-Latn: no configuration 'tlh-Latn'; check the code" in done.stderr
 
 
 def test_no_file_of_ours_is_pickled_or_left_open():
