@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from filelock import FileLock
 from lightning.pytorch import Callback
 from torch import nn
+from transformers import PreTrainedModel
 
 from callbacks.counting import GateCounter, LanguageCount
 from datamodules.glotcc import GlotCCDataModule
@@ -117,8 +118,10 @@ class LAPEProfiling(Callback):
     def count(self, trainer: NeuroglotTrainer, module: SparseSubnetModule, pool: list[Language]) -> tuple[Atlas, Path]:
         """Returns an atlas that holds every language of ``pool``, and its file. Collective; rank 0 writes."""
         data = trainer.datamodule
-        base = cast(nn.Module, module.base).to(trainer.strategy.root_device).eval()
-        block_size = self._block_size(cast(Any, base).config.get_text_config(), trainer.is_global_zero)
+        cast(nn.Module, module.base).to(trainer.strategy.root_device).eval()
+        block_size = self.block_size_on(module.base)
+        if block_size < self.block_size and trainer.is_global_zero:
+            print(f"profiling in blocks of {block_size} tokens, the model's context, not {self.block_size}", flush=True)
         path = self.atlas_path or self._default_path(data, module, block_size)
         if path.exists():
             atlas = Atlas.load(path)
@@ -200,14 +203,10 @@ class LAPEProfiling(Callback):
         overlaps = {code: lape.overlap(first.neurons[code], second.neurons[code]) for code in halves}
         return trainer.strategy.broadcast(overlaps)
 
-    def _block_size(self, config: object, is_shown: bool) -> int:
-        longest = getattr(config, "max_position_embeddings", None) or self.block_size
-        if longest < self.block_size and is_shown:
-            print(
-                f"profiling in blocks of {longest} tokens, the model's context, instead of {self.block_size}",
-                flush=True,
-            )
-        return min(longest, self.block_size)
+    def block_size_on(self, model: PreTrainedModel) -> int:
+        """Returns tokens per block: as asked for, or the model's context where that is shorter."""
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return min(longest or self.block_size, self.block_size)
 
     def _default_path(self, data: GlotCCDataModule, module: SparseSubnetModule, block_size: int) -> Path:
         name = f"{module.identity.short_name}-{module.identity.fingerprint[:8]}-{self._settings(data, block_size)}"
@@ -219,9 +218,8 @@ class LAPEProfiling(Callback):
         text = (data.source, data.revision, data.files, data.tokenizer_digest)
         return digest(*text, self.tokens_per_language, block_size, *until)[:8]
 
-    def existing_atlas(self, data: GlotCCDataModule, identity: ModelIdentity, longest: int | None) -> Atlas | None:
+    def existing_atlas(self, data: GlotCCDataModule, identity: ModelIdentity, block_size: int) -> Atlas | None:
         """Returns the atlas that a run would find, by the base's name where its weights were never seen."""
-        block_size = min(self.block_size, longest or self.block_size)
         pattern = f"{identity.short_name}-{'?' * 8}-{self._settings(data, block_size)}.safetensors"
         found = sorted((data.cache_dir / "atlases").glob(pattern), key=lambda path: path.stat().st_mtime)
         path = self.atlas_path or (found[-1] if found else None)

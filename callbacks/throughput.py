@@ -38,11 +38,7 @@ class Throughput(Callback):
         self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, batch: Any, batch_idx: int
     ) -> None:
         """Ends the wait for data that began with the end of the last batch."""
-        now = time.perf_counter()
-        if self._mark is not None:
-            self._waited_s += now - self._mark
-            self._elapsed_s += now - self._mark
-        self._mark = now
+        self._waited_s += self._advance()
 
     def on_train_batch_end(
         self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,19 +56,20 @@ class Throughput(Callback):
             self._advance()
             self._mark = None
 
-    def _advance(self) -> None:
+    def _advance(self) -> float:
+        """Lets the clock run, and returns the seconds it ran since the last time."""
         now = time.perf_counter()
-        if self._mark is not None:
-            self._elapsed_s += now - self._mark
-        self._mark = now
+        seconds = now - self._mark if self._mark is not None else 0.0
+        self._elapsed_s, self._mark = self._elapsed_s + seconds, now
+        return seconds
 
     def read(self, trainer: NeuroglotTrainer) -> dict[str, float]:
         """Returns the figures since the last reading and starts anew. Collective; waits for the device."""
         device = trainer.strategy.root_device
-        sums = torch.tensor([float(self._tokens), 0.0, self._waited_s], dtype=torch.float64)
+        tokens = float(self._tokens)  # waits, and only then the clock is read
         if self._mark is not None:
             self._advance()
-        sums[1] = self._elapsed_s
+        sums = torch.tensor([tokens, self._elapsed_s, self._waited_s], dtype=torch.float64)
         tokens, elapsed_s, waited_s = trainer.strategy.reduce(sums.to(device), reduce_op="sum").tolist()
         self._elapsed_s, self._waited_s, self._tokens = 0.0, 0.0, 0
         for name, value in zip(self._totals, (tokens, elapsed_s, waited_s), strict=True):

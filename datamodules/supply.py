@@ -1,6 +1,6 @@
 """How much text there is of a language, and how much of it is in the token cache, without filling it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -62,4 +62,4 @@ def measure_supply(
     available = round(text_bytes * sum(map(len, ids)) / sampled_bytes) if sampled_bytes else 0
     supply = Supply(language, wanted, cached, available, False, 0)
     share = supply.missing / available if available else 0.0
-    return Supply(language, wanted, cached, available, False, round(network_bytes * share))
+    return replace(supply, download_bytes=round(network_bytes * share))

@@ -63,7 +63,7 @@ class Planner:
         identity = identity_of(model, module.base_name or "new")
         is_selected = module.method == "subnetwork" and module.subnetwork_path is None
         pool = self.profiling.pool(module.language) if is_selected else []
-        atlas = self.profiling.existing_atlas(data, identity, _context(model)) if pool else None
+        atlas = self.profiling.existing_atlas(data, identity, self.profiling.block_size_on(model)) if pool else None
         uncounted = [language for language in pool if atlas is None or language not in atlas]
         neurons, source = self._neurons(model, pool, atlas if not uncounted else None)
         text: list[Supply] = []
@@ -121,9 +121,6 @@ class Planner:
             )
         return found, source
 
-    def _profiling_block(self, model: PreTrainedModel) -> int:
-        return min(self.profiling.block_size, _context(model) or self.profiling.block_size)
-
     def _memory(self, neurons: dict[int, Tensor] | None, is_profiled: bool) -> dict[str, Any]:
         module, data = self.module, self.data
         device = self.trainer.strategy.root_device
@@ -131,7 +128,9 @@ class Planner:
             "activation_checkpointing": module.activation_checkpointing,
             "training": (data.batch_size, data.block_size),
             "validation": (data.validation_batch_size, data.block_size),
-            "profiling": (self.profiling.batch_size, self._profiling_block(self._base())) if is_profiled else None,
+            "profiling": (self.profiling.batch_size, self.profiling.block_size_on(self._base()))
+            if is_profiled
+            else None,
             "with_heap": device.type == "cpu",
         }
 
@@ -168,7 +167,7 @@ class Planner:
         profiled = sum(min(supply.wanted, supply.available or supply.wanted) for supply in counted)
         layers = range(model.config.get_text_config().num_hidden_layers)
         flop = {
-            "profiling": profiled * forward_flop(model, self._profiling_block(model), layers),
+            "profiling": profiled * forward_flop(model, self.profiling.block_size_on(model), layers),
             "training": tokens * frozen_step_flop(model, min(neurons) if neurons else 0, data.block_size),
             "validation": validations
             * _FLORES_TOKENS
@@ -222,10 +221,6 @@ class Planner:
             "free_bytes": min(left for left, _ in free.values()),
             "too_small": [str(there) for disk, (left, there) in free.items() if wanted[disk] > left],
         }
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _room(device: torch.device) -> tuple[float, float, str]:
