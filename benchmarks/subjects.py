@@ -11,10 +11,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightning_app.base import attend_without_masks, base_without_weights, read_architecture
-from lightning_app.engine import Engine, build_engine, compile_layers
-from lightning_app.ffn import GatedFFN, find_gated_ffns
-from lightning_app.loss import OutputHead, token_loss_sum
+from lightning_app.methods.method import Attached
+from lightning_app.methods.registry import build_method
+from lightning_app.model.base import attend_without_masks, base_without_weights, read_architecture
+from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
+from lightning_app.model.loss import OutputHead, token_loss_sum
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.selection import random_per_layer
+from lightning_app.training.compilation import compile_layers
 
 SHAPES: dict[str, dict[str, Any]] = {
     "3m": {
@@ -50,8 +54,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 # Share of the paper's Welsh neurons of Llama-3.1-8B in each twelfth of the depth.
 _MASK_SHAPE = (0.019, 0.024, 0.001, 0.002, 0.0005, 0.001, 0.01, 0.017, 0.028, 0.325, 0.449, 0.125)
 
-ALL = ("gate", "up", "down")
-
 
 def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Returns a frozen model with random weights."""
@@ -65,19 +67,14 @@ def build_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrai
 
 def model_without_weights(shape: str, dtype: torch.dtype) -> PreTrainedModel:
     """Returns the same on the meta device."""
-    return base_without_weights(None, None, dtype, {**SHAPES[shape], "max_position_embeddings": 8192})
+    return base_without_weights(None, None, dtype, {**SHAPES[shape], "max_position_embeddings": 8192}).model
 
 
-def released_shape(layers: int, neurons_per_layer: int, share: float) -> dict[int, Tensor]:
+def released_shape(layers: int, neurons_per_layer: int, share: float) -> NeuronSet:
     """Returns random neurons, ``share`` of all, distributed over the depth like a released mask."""
-    generator = torch.Generator().manual_seed(0)
     total = share * layers * neurons_per_layer
-    neurons = {}
-    for layer in range(layers):
-        count = round(total * _MASK_SHAPE[layer * 12 // layers] * 12 / layers)
-        if count:
-            neurons[layer] = torch.randperm(neurons_per_layer, generator=generator)[:count].sort().values
-    return neurons
+    counts = [round(total * _MASK_SHAPE[layer * 12 // layers] * 12 / layers) for layer in range(layers)]
+    return random_per_layer(counts, neurons_per_layer, seed=0)
 
 
 @dataclass
@@ -97,7 +94,7 @@ def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor
 
 def _with(
     model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, optimizer: Optimizer | None,
-    engine: Engine | None,
+    attached: Attached | None,
 ) -> Subject:  # fmt: skip
     def loss() -> Tensor:
         embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
@@ -112,8 +109,8 @@ def _with(
             clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        if engine is not None:
-            engine.after_step()
+        if attached is not None:
+            attached.after_step()
 
     return Subject(model, loss, step, optimizer)
 
@@ -130,7 +127,7 @@ def held_bytes(subject: Subject) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def subjects(base: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor, names: list[str]) -> dict[str, Subject]:
+def subjects(base: PreTrainedModel, neurons: NeuronSet, ids: Tensor, names: list[str]) -> dict[str, Subject]:
     """Returns the named ways to train ``base``, each on a copy; those that train small parts share its weights."""
     shared = {id(weight): weight for weight in base.parameters()}
     return {
@@ -139,36 +136,33 @@ def subjects(base: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor, nam
     }
 
 
-def _frozen(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+def _frozen(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     """The bound: forward, and gradients with respect to inputs from the first layer on."""
     return _subject(model, model.base_model, OutputHead.of(model), ids, [])
 
 
-def _engine(name: Any, is_compiled: bool = False) -> Callable[..., Subject]:
-    def build(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
-        engine = build_engine(name, find_gated_ffns(model), neurons, ALL)
+def _method(name: str, is_compiled: bool = False, **keys: object) -> Callable[..., Subject]:
+    """One of our own methods, as a run would put it to work."""
+
+    def build(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
+        attached = build_method(name, keys).attach(model, neurons)
         if is_compiled:
-            compile_layers(model, engine)
-        optimizer = engine.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
-        return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, engine)
+            compile_layers(model, attached)
+        optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
+        return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, attached)
 
     return build
-
-
-def _full(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
-    trained = list(model.requires_grad_(True).parameters())
-    return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
 
 
 def _peft(kind: str) -> Callable[..., Subject]:
     """PEFT's LoRA and SHiRA at the same number of parameters on gate, up and down, and IA3."""
 
-    def build(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+    def build(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
         import peft
 
         ffns = find_gated_ffns(model)
         hidden, width = ffns[0].gate.in_features, ffns[0].neurons
-        parameters = 3 * hidden * sum(map(len, neurons.values()))
+        parameters = neurons.parameters(hidden)
         rank = max(1, round(parameters / (3 * (hidden + width) * len(ffns))))
         targets = ["gate_proj", "up_proj", "down_proj"]
         config: Any = {
@@ -203,13 +197,13 @@ class _Overwritten(nn.Module):
         return nn.functional.linear(x, weight, self.bias)
 
 
-def _clone(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> Subject:
+def _clone(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     trained = []
     for ffn in find_gated_ffns(model):
-        if ffn.layer not in neurons:
+        if ffn.layer not in neurons.layers:
             continue
-        for projection in ALL:
-            wrapped = _Overwritten(ffn, projection, neurons[ffn.layer].to(ids.device))
+        for projection in PROJECTIONS:
+            wrapped = _Overwritten(ffn, projection, neurons.by_layer[ffn.layer].to(ids.device))
             setattr(ffn.module, f"{projection}_proj", wrapped)
             trained.append(wrapped.rows)
     return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
@@ -217,14 +211,14 @@ def _clone(model: PreTrainedModel, neurons: dict[int, Tensor], ids: Tensor) -> S
 
 _BUILDERS: dict[str, Callable[..., Subject]] = {
     "frozen": _frozen,
-    "packed": _engine("packed"),
-    "packed_compiled": _engine("packed", is_compiled=True),
-    "masked": _engine("masked"),
+    "packed": _method("subnetwork"),
+    "packed_compiled": _method("subnetwork", is_compiled=True),
+    "masked": _method("subnetwork", engine="masked"),
     "lora": _peft("lora"),
     "shira": _peft("shira"),
     "ia3": _peft("ia3"),
     "clone": _clone,
-    "full": _full,
+    "full": _method("full"),
 }
 VARIANTS = tuple(_BUILDERS)
 _OWN_WEIGHTS = ("masked", "full")

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import Result, interleave, peak_bytes, saved_bytes, summarise
 from benchmarks.subjects import Subject, build_model, held_bytes, model_without_weights, released_shape, subjects
-from callbacks.counting import GateCounter
 from datamodules.chunking import cut_blocks, usable_tokens
 from datamodules.invented import write_hub
 from datamodules.sources import open_source
 from datamodules.token_cache import fill
 from datamodules.tokenizers import train_tokenizer
-from lightning_app.ffn import find_gated_ffns
 from lightning_app.languages import find_language
-from lightning_app.limit import device_rate, forward_flop, frozen_step_flop
-from lightning_app.loss import OutputHead, token_loss_sum
-from lightning_app.memory import simulate
+from lightning_app.methods.registry import build_method
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.model.limit import device_rate, forward_flop, frozen_step_flop
+from lightning_app.model.loss import OutputHead, token_loss_sum
+from lightning_app.planning.memory import Batches, simulate
+from lightning_app.profiling.counting import GateCounter
 
 _MIB = 2**20
 
@@ -106,7 +108,7 @@ def plan(setting: Setting, device: torch.device, dtype: torch.dtype) -> list[Res
     model = model_without_weights(setting.shape, dtype)
     neurons = released_shape(model.config.num_hidden_layers, model.config.intermediate_size, setting.share)
     size = (setting.batch, setting.tokens)
-    planned = simulate(model, neurons, training=size, validation=size, profiling=None).training
+    planned = simulate(model, build_method("subnetwork", {}), neurons, Batches(size, size, None)).training
     return [
         summarise(f"plan {setting}", "planned", "peak_memory", "MiB", [planned / _MIB]),
         summarise(f"plan {setting}", "measured", "peak_memory", "MiB", [measured / _MIB]),
@@ -173,9 +175,7 @@ def token_cache(rounds: int) -> list[Result]:
                 tokenizer(documents[first : first + 256], add_special_tokens=False, verbose=False)
 
         def filling() -> Any:
-            def usable(lengths: Any) -> int:
-                return usable_tokens("packed", 512, lengths)
-
+            usable = partial(usable_tokens, "packed", 512)
             return fill(root / f"cache{next(turn)}", source, tokenizer, 10**9, usable, "filling", is_shown=False)
 
         variants = {"tokenizer_alone": encode, "fill": filling}

@@ -1,24 +1,23 @@
 """The best and the last checkpoint of a run."""
 
 import signal
-from pathlib import Path
-from typing import Any, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.strategies import ParallelStrategy
 
+from datamodules.glotcc import Batch
 from lightning_app.files import sweep_temporary_files
-from lightning_app.trainer import NeuroglotTrainer
-
-LAST = "last.ckpt"
+from lightning_app.run import RunFolder
+from lightning_app.training.trainer import NeuroglotTrainer
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the checkpoint with the lowest target loss, named after its step and that loss."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         super().__init__(
-            dirpath=folder,
+            dirpath=folder.checkpoints,
             filename="best-step{step:06d}-loss{val/loss:.4f}",
             monitor="val/loss",
             mode="min",
@@ -37,8 +36,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keeps the newest state, saved after every validation and at the end: what a killed run goes on from."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LAST
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.last_checkpoint
         self._saved_step = -1
 
     def setup(self, trainer: NeuroglotTrainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,7 +55,9 @@ class LastCheckpoint(Checkpoint):
         Lightning's handler calls a collective wherever the process stands, and ranks that are not at the same place
         wait for each other until they are killed.
         """
-        if trainer.world_size > 1 and cast(Any, trainer.strategy).cluster_environment.creates_processes_externally:
+        strategy = trainer.strategy
+        environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+        if trainer.world_size > 1 and environment is not None and environment.creates_processes_externally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
@@ -64,10 +65,10 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_train_batch_end(
-        self, trainer: NeuroglotTrainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: NeuroglotTrainer, pl_module: LightningModule, outputs: Batch, batch: Batch, batch_idx: int
     ) -> None:
         """Asks for a validation after the last step, wherever it falls."""
-        if trainer.global_step >= trainer.total_steps:
+        if trainer.global_step >= trainer.length.steps:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:

@@ -1,16 +1,14 @@
-"""Saves a base that was trained from scratch as an ordinary transformers folder."""
+"""Saves the result of a method that makes a whole model as an ordinary transformers folder."""
 
 import shutil
-from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback
 from safetensors import SafetensorError
 
-from lightning_app.files import disk_full, is_disk_full, ordinary_mode
-from lightning_app.module import SparseSubnetModule
-from lightning_app.run import best_checkpoint
-from lightning_app.trainer import NeuroglotTrainer
+from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode
+from lightning_app.run import RunFolder
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
 
 
 class SaveNewBase(Callback):
@@ -20,21 +18,21 @@ class SaveNewBase(Callback):
         folder: The run folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Saves under ``method: full``, once training is complete."""
-        best = best_checkpoint(self.folder)
-        if pl_module.method != "full" or best is None or not trainer.is_global_zero:
+        """Saves the best weights, once training is complete."""
+        best = self.folder.best_checkpoint()
+        if not pl_module.method.makes_model or best is None or not trainer.is_global_zero:
             return
-        pl_module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-        data = trainer.datamodule
-        temporary, target = self.folder / ".model.partial", self.folder / "model"
+        pl_module.load_state_dict(load_checkpoint(best)["state_dict"])
+        target = self.folder.model
+        temporary = target.with_name(f".{target.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            pl_module.base.save_pretrained(temporary)
-            data.tokenizer.save_pretrained(temporary)
+            pl_module.base.model.save_pretrained(temporary)
+            trainer.datamodule.tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if is_disk_full(error):

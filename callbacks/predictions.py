@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback
 
 from lightning_app.files import write_text
-from lightning_app.trainer import NeuroglotTrainer
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
 
 
 class WritePredictions(Callback):
@@ -24,9 +24,9 @@ class WritePredictions(Callback):
     def on_predict_batch_end(
         self,
         trainer: NeuroglotTrainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: SparseSubnetModule,
+        outputs: dict[str, str],
+        batch: list[str],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -35,7 +35,7 @@ class WritePredictions(Callback):
         if trainer.is_global_zero:
             print(f"{outputs['prompt']} | {outputs['continuation']}", flush=True)
 
-    def on_predict_end(self, trainer: NeuroglotTrainer, pl_module: Any) -> None:
+    def on_predict_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Writes the file."""
         rank = trainer.global_rank
         path = self.path if rank == 0 else self.path.with_stem(f"{self.path.stem}-{rank}")

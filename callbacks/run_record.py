@@ -6,21 +6,22 @@ import platform
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.retention import Retention
 from callbacks.throughput import Throughput
+from datamodules.glotcc import Batch
 from lightning_app import __version__
-from lightning_app.files import disk_full, is_disk_full, write_json, write_text
-from lightning_app.module import SparseSubnetModule
+from lightning_app.files import JSON, disk_full, is_disk_full, write_json, write_text
 from lightning_app.progress import duration, short
-from lightning_app.report import format_losses
-from lightning_app.run import CONFIG, RECORD, SUBNETWORK, Run, best_checkpoint
-from lightning_app.trainer import NeuroglotTrainer
+from lightning_app.reports.losses import format_losses
+from lightning_app.run import Run
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
 
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "tokenizers", "safetensors", "torchmetrics")
 
@@ -32,20 +33,22 @@ class RunRecord(Callback):
         run: The run and its folder.
         config_yaml: The resolved configuration.
         throughput: What measures the speed that is logged.
+        retention: What knows the losses of a validation.
     """
 
-    def __init__(self, run: Run, config_yaml: str, throughput: Throughput) -> None:
-        self.run, self.config_yaml, self.throughput = run, config_yaml, throughput
+    def __init__(self, run: Run, config_yaml: str, throughput: Throughput, retention: Retention) -> None:
+        self.run, self.folder, self.config_yaml = run, run.folder, config_yaml
+        self.throughput, self.retention = throughput, retention
         self._started = time.time()
-        self._best: dict[str, Any] = {}
+        self._best: JSON = {}
         self._loss_sum: torch.Tensor | float = 0.0  # on the device, so that adding to it waits for nothing
         self._batches = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JSON:
         """Returns what a resumed run must still know: the losses at the best checkpoint and those not logged yet."""
         return {"best": self._best, "loss_sum": float(self._loss_sum), "batches": self._batches}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JSON) -> None:
         """Takes it over."""
         self._best, self._batches = state_dict["best"], state_dict["batches"]
         self._loss_sum = state_dict["loss_sum"]
@@ -53,9 +56,9 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves configuration, versions and subnetwork once all of the input has proved good."""
         if trainer.is_global_zero:
-            write_text(self.run.folder / CONFIG, self.config_yaml)
-            if pl_module.subnetwork is not None:
-                pl_module.subnetwork.save(self.run.folder / SUBNETWORK)
+            write_text(self.folder.config, self.config_yaml)
+            if pl_module.subnetworks is not None:
+                pl_module.subnetworks.save(self.folder.subnetworks)
             self._write_record(trainer, pl_module, "training")
 
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
@@ -64,10 +67,11 @@ class RunRecord(Callback):
             if isinstance(logger, JSONLLogger):
                 logger.rewind(trainer.global_step)
                 if trainer.global_step == 0:
-                    logger.log_metrics({f"val/loss/{code}": loss for code, (loss, _) in pl_module.before.items()}, 0)
+                    before = self.retention.before.items()
+                    logger.log_metrics({f"val/loss/{code}": loss for code, (loss, _) in before}, 0)
 
     def on_train_batch_end(
-        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Batch, batch: Batch, batch_idx: int
     ) -> None:
         """Logs loss, as the mean over batches and processes, and speed since the last time."""
         self._loss_sum = self._loss_sum + outputs["nats_per_token"]
@@ -85,22 +89,22 @@ class RunRecord(Callback):
         """Remembers the losses of the best step."""
         loss = float(trainer.callback_metrics["val/loss"]) if "val/loss" in trainer.callback_metrics else math.inf
         if trainer.global_step > 0 and loss < self._best.get("loss", math.inf):
-            self._best = {"loss": loss, "step": trainer.global_step, "losses": pl_module.after}
+            self._best = {"loss": loss, "step": trainer.global_step, "losses": self.retention.after}
 
     def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Writes the summary; the run is complete when this is written."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.total_steps:
-            write_text(self.run.folder / "summary.md", self._summary(trainer, pl_module))
+        if trainer.is_global_zero and trainer.global_step >= trainer.length.steps:
+            write_text(self.folder.summary, self._summary(trainer, pl_module))
 
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Marks the run complete and says where its files are."""
         if not trainer.is_global_zero:
             return
-        if trainer.global_step < trainer.total_steps:
+        if trainer.global_step < trainer.length.steps:
             return
         self._write_record(trainer, pl_module, "complete")
-        best = best_checkpoint(self.run.folder)
-        print(f"done: {self.run.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
+        best = self.folder.best_checkpoint()
+        print(f"done: {self.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
 
     def _write_record(self, trainer: NeuroglotTrainer, module: SparseSubnetModule, status: str) -> None:
         data = trainer.datamodule
@@ -111,45 +115,41 @@ class RunRecord(Callback):
             "neuroglot": __version__,
             "python": platform.python_version(),
             "versions": versions,
-            "base": module.identity.as_dict(),
-            "tokenizer": data.tokenizer_digest,
+            "base": module.base.identity.as_dict(),
+            "tokenizer": data.corpus.tokenizer_digest,
             "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
             "flores": data.flores,
             "processes": trainer.world_size,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         }
-        write_json(self.run.folder / RECORD, record)
+        write_json(self.folder.record_file, record)
 
     def _summary(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> str:
         target = module.language.short if module.language is not None else None
-        trained, total = module.trainable_parameters, module.identity.parameters
-        steps = trainer.total_steps
-        data = trainer.datamodule
-        sequences = steps * trainer.accumulate_grad_batches * data.batch_size * trainer.world_size
-        best = best_checkpoint(self.run.folder)
+        trained = module.attached.trained_parameters if module.attached is not None else 0
+        total, length, step = module.base.identity.parameters, trainer.length, trainer.global_step
+        best = self.folder.best_checkpoint()
         lines = [
             f"# {module.language or 'New base'} · {module.base_name or 'new'}",
             "",
             f"- trained {short(trained)} of {short(total)} parameters ({100 * trained / total:.2f} %)",
-            f"- {steps} steps, {short(sequences * data.tokens_per_sequence)} tokens, "
+            f"- {length.steps} steps, {short(length.tokens)} tokens, "
             f"{duration(time.time() - self._started)} since this process started",
             f"- {self.throughput.summary(trainer)}",
             f"- best checkpoint: {best.name if best else 'none'}",
         ]
-        if module.subnetwork is not None:
-            subnetwork = module.subnetwork
-            lines.append(
-                f"- {len(subnetwork.of(module.target))} neurons, pool {' '.join(subnetwork.pool)}"
-                + (f", rate {subnetwork.rate:g}" if subnetwork.rate is not None else "")
-            )
+        if module.subnetworks is not None:
+            pool = module.subnetworks
+            rate = f", rate {pool.rate:g}" if pool.rate is not None else ""
+            lines.append(f"- {len(pool.of(module.target))} neurons, pool {' '.join(pool.pool)}{rate}")
         tables = []
         if self._best:
             tables.append((f"at the best checkpoint, step {self._best['step']}", self._best["losses"]))
-        if self._best.get("step") != trainer.global_step and module.after:
-            tables.append((f"after the last step, {trainer.global_step}", module.after))
+        if self._best.get("step") != step and self.retention.after:
+            tables.append((f"after the last step, {step}", self.retention.after))
         for when, losses in tables:
             lines += ["", f"FLORES dev {when} (nats per token, bits per byte), and the change:", ""]
-            lines += ["```", format_losses(module.before, losses, target), "```"]
+            lines += ["```", format_losses(losses, self.retention.before, target), "```"]
         return "\n".join([*lines, ""])
 
 
@@ -157,12 +157,12 @@ class JSONLLogger(Logger):
     """Appends one JSON line per logged step to metrics.jsonl. A restarted run appends to the same file.
 
     Args:
-        folder: The run folder.
+        path: The file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.jsonl"
+        self.path = path
 
     @property
     def name(self) -> str:
@@ -192,7 +192,7 @@ class JSONLLogger(Logger):
                 raise disk_full(self.path) from error
             raise
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """The configuration is in config.yaml."""
 
     @rank_zero_only

@@ -1,17 +1,17 @@
 """What the machine does while it trains: tokens per second, share of the limit, memory, time spent on data."""
 
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 
-from lightning_app.limit import device_rate, frozen_step_flop
-from lightning_app.loss import IGNORED
-from lightning_app.memory import peak_gib
-from lightning_app.module import SparseSubnetModule
+from datamodules.glotcc import Batch
+from lightning_app.model.limit import device_rate, frozen_step_flop
+from lightning_app.model.loss import IGNORED
+from lightning_app.planning.memory import peak_gib
 from lightning_app.progress import short
-from lightning_app.trainer import NeuroglotTrainer
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
 
 
 class Throughput(Callback):
@@ -29,19 +29,20 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Works out the limit of frozen training for this model and device."""
-        first_layer = min(pl_module.neurons) if pl_module.subnetwork is not None else 0
-        flop = frozen_step_flop(pl_module.base, first_layer, trainer.datamodule.block_size)
-        rate, self._source = device_rate(trainer.strategy.root_device, pl_module.base.dtype)
+        model = pl_module.base.model
+        lowest_layer = pl_module.attached.lowest_layer if pl_module.attached is not None else 0
+        flop = frozen_step_flop(model, lowest_layer, trainer.datamodule.block_size)
+        rate, self._source = device_rate(trainer.strategy.root_device, model.dtype)
         self._limit = rate / flop * trainer.world_size
 
     def on_train_batch_start(
-        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, batch: Any, batch_idx: int
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, batch: Batch, batch_idx: int
     ) -> None:
         """Ends the wait for data that began with the end of the last batch."""
         self._waited_s += self._advance()
 
     def on_train_batch_end(
-        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Batch, batch: Batch, batch_idx: int
     ) -> None:
         """Counts the batch's tokens, padding left out."""
         self._tokens = self._tokens + (batch["labels"] != IGNORED).sum()

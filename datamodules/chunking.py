@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.token_cache import Lengths, TokenCache
-from lightning_app.loss import IGNORED
+from lightning_app.model.loss import IGNORED
 
-Chunking = Literal["packed", "paper"]
+TrainingChunking = Literal["packed", "paper"]
+Chunking = TrainingChunking | Literal["plain"]
 
 _PAPER_SHORTEST = 256
 
@@ -115,7 +116,7 @@ def _cut(starts: Lengths, lengths: Lengths, size: int) -> tuple[NDArray[np.int64
     return piece_starts[kept], piece_sizes[kept]
 
 
-def usable_tokens(chunking: Chunking | Literal["plain"], block_size: int, lengths: Lengths) -> int:
+def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths) -> int:
     """Returns how many tokens a chunking can use of documents with these lengths."""
     if chunking == "paper":
         return int(_cut(np.zeros_like(lengths), lengths, block_size)[1].sum())
@@ -123,7 +124,7 @@ def usable_tokens(chunking: Chunking | Literal["plain"], block_size: int, length
 
 
 def cut_blocks(
-    chunking: Chunking | Literal["plain"], cache: TokenCache, block_size: int, budget: int, separator: int
+    chunking: Chunking, cache: TokenCache, block_size: int, budget: int, separator: int
 ) -> PackedBlocks | PaperChunks:
     """Returns the blocks that a chunking makes of a cache."""
     if chunking == "paper":

@@ -1,30 +1,29 @@
 """The LightningDataModule: GlotCC (or other text) for training, FLORES for validation."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.chunking import Blocks, Chunking, cut_blocks, pad_batch, usable_tokens
+from datamodules.chunking import Blocks, TrainingChunking, cut_blocks, pad_batch
+from datamodules.corpus import Corpus
 from datamodules.flores import FLORES_PLUS, FloresBlock, Split, is_at_hand, join_blocks, read_flores
 from datamodules.mixture import read_shares
-from datamodules.order import ResumableBatches, training_order
+from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
-from datamodules.sources import open_source
-from datamodules.supply import Supply, measure_supply
-from datamodules.token_cache import TokenCache, fill, tokenizer_id
-from datamodules.tokenizers import load_tokenizer, train_tokenizer
+from datamodules.token_cache import TokenCache
 from lightning_app.errors import UserError
+from lightning_app.files import JSON
 from lightning_app.languages import Language, find_language
 from lightning_app.progress import short
 
 Batch = dict[str, Tensor]
+Item = TypeVar("Item")
 
 
 class GlotCCDataModule(LightningDataModule):
@@ -54,6 +53,8 @@ class GlotCCDataModule(LightningDataModule):
         cache_dir: Where token caches, tokenizers and atlases are kept.
         num_workers: Loader processes; reading the cache needs none.
         seed: Of the order of training.
+        base: The base model, whose tokenizer is used where no other is named.
+        base_revision: Branch, tag or commit of the base.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True
@@ -66,11 +67,11 @@ class GlotCCDataModule(LightningDataModule):
         revision: str = "main",
         files: dict[str, str | list[str]] | None = None,
         flores: str = FLORES_PLUS,
-        watch: list[str] | None = None,
+        watch: tuple[str, ...] = ("en", "es", "ru", "zh"),
         token_budget: int = 100_000_000,
         epochs: int = 1,
         block_size: int = 512,
-        chunking: Chunking = "packed",
+        chunking: TrainingChunking = "packed",
         batch_size: int = 2,
         validation_batch_size: int = 8,
         tokenizer: str | None = None,
@@ -79,13 +80,14 @@ class GlotCCDataModule(LightningDataModule):
         cache_dir: str = "cache",
         num_workers: int = 0,
         seed: int = 0,
+        base: str | None = None,
+        base_revision: str | None = None,
     ) -> None:
         super().__init__()
         self.target = find_language(language) if language else None
         self.shares = read_shares(self.target, mixture)
-        self.watched = [find_language(code) for code in watch or []]
-        self.source, self.revision, self.flores = source, revision, flores
-        self.files = {find_language(code).glotcc: files_of for code, files_of in (files or {}).items()}
+        self.watched = [find_language(code) for code in watch]
+        self.flores = flores
         for name, value in (
             ("token_budget", token_budget), ("epochs", epochs), ("block_size", block_size), ("batch_size", batch_size),
             ("validation_batch_size", validation_batch_size),
@@ -94,10 +96,11 @@ class GlotCCDataModule(LightningDataModule):
                 raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
-        self.tokenizer_name, self.tokenizer_vocabulary = tokenizer, train_tokenizer
-        self.prompts_file, self.cache_dir = prompts, Path(cache_dir)
-        self.num_workers, self.seed = num_workers, seed
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
+        own = {find_language(code).glotcc: files_of for code, files_of in (files or {}).items()}
+        self.corpus = Corpus(
+            source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
+        )
         self._blocks: list[Blocks] = []
         self._wanted: list[int] = []
         self._consumed = self._batches_done = 0
@@ -111,75 +114,47 @@ class GlotCCDataModule(LightningDataModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, loaded or trained on first use.
-
-        Raises:
-            UserError: It cannot be loaded, or none is named.
-        """
-        if self._tokenizer is None:
-            if self.tokenizer_vocabulary is not None:
-                sources = [(self._source(share.language), share.share) for share in self.shares]
-                self._tokenizer = train_tokenizer(sources, self.tokenizer_vocabulary, self.cache_dir)
-            else:
-                self.use_tokenizer_of(self.trainer.lightning_module if self.trainer is not None else None)
-        return cast(PreTrainedTokenizerBase, self._tokenizer)
-
-    def use_tokenizer_of(self, module: Any) -> None:
-        """Loads the tokenizer of a module's base, unless another one is named."""
-        name = self.tokenizer_name or getattr(module, "base_name", None)
-        if name is None:
-            raise UserError("no tokenizer: name a --model.base, a --data.tokenizer or --data.train_tokenizer")
-        self._tokenizer = load_tokenizer(name, getattr(module, "revision", None))
-
-    @property
-    def tokenizer_digest(self) -> str:
-        return tokenizer_id(self.tokenizer)
-
-    @property
-    def _loop(self) -> Any:
-        return self.trainer
-
-    def _source(self, language: Language) -> Any:
-        own = self.files.get(language.glotcc)
-        return open_source(self.source, language, self.revision, [own] if isinstance(own, str) else own)
-
-    def fill_cache(self, language: Language, budget: int, chunking: Any, block_size: int) -> TokenCache:
-        """Returns a token cache with ``budget`` tokens of a language, or all there is; safe on all processes."""
-
-        def usable(lengths: Any) -> int:
-            return usable_tokens(chunking, block_size, lengths)
-
-        title = f"tokenising {language}"
-        return fill(self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
-
-    def supply(self, language: Language, wanted: int) -> Supply:
-        """Returns how much text of a language there is and how much is cached, without filling the cache."""
-        return measure_supply(self.cache_dir / "tokens", self._source(language), language, self.tokenizer, wanted)
+        """The corpus's tokenizer, loaded or trained on first use."""
+        return self.corpus.tokenizer
 
     @property
     def flores_to_download(self) -> list[Language]:
         """Validation languages whose sentences are not on this machine yet."""
-        return [lang for lang in self.validation_languages if not is_at_hand(self.flores, lang, self.cache_dir)]
+        cache_dir = self.corpus.cache_dir
+        return [lang for lang in self.validation_languages if not is_at_hand(self.flores, lang, cache_dir)]
 
-    def require_text(self, languages: list[Language]) -> None:
-        """Raises `UserError` where there can be no text of a language, before any of it is read."""
-        for language in languages:
-            self._source(language)
-
-    def profiling_blocks(self, language: Language, tokens: int, block_size: int) -> tuple[Blocks, dict[str, Any]]:
-        """Returns full blocks without special tokens, as LAPE counts on, and where they come from.
+    @property
+    def _running(self) -> Trainer:
+        """The Trainer that this module serves.
 
         Raises:
-            UserError: The language has less than one block of text.
+            RuntimeError: There is none yet.
         """
-        cache = self.fill_cache(language, tokens, "plain", block_size)
-        blocks = cut_blocks("plain", cache, block_size, tokens, separator=-1)
-        if len(blocks) == 0:
+        if self.trainer is None:
+            raise RuntimeError("loaders and positions belong to a Trainer: give this data module to one")
+        return self.trainer
+
+    @property
+    def length(self) -> RunLength:
+        """How long the run is on the Trainer's processes.
+
+        Raises:
+            UserError: The text is less than one step.
+        """
+        trainer, wanted = self._running, sum(self._wanted)
+        pairs = zip(self._blocks, self._wanted, strict=True)
+        tokens = sum(sequences * blocks.tokens / len(blocks) for blocks, sequences in pairs)
+        length = RunLength(
+            wanted, tokens / max(wanted, 1), self.batch_size, trainer.world_size,
+            trainer.accumulate_grad_batches, trainer.max_steps,
+        )  # fmt: skip
+        if length.steps_of_text == 0:
             raise UserError(
-                f"{language} has {cache.tokens} tokens of text, less than one profiling block of {block_size}; "
-                "lower --profiling.block_size"
+                f"the text gives {wanted} sequences of {self.block_size} tokens and one step takes "
+                f"{length.sequences_per_step}; raise --data.token_budget, or lower --data.batch_size or "
+                "--trainer.accumulate_grad_batches"
             )
-        return blocks, cache.manifest["key"]
+        return length
 
     def setup(self, stage: str) -> None:
         """Fills the caches that ``stage`` reads. File locks make this safe on every process at once."""
@@ -196,7 +171,7 @@ class GlotCCDataModule(LightningDataModule):
         self._blocks, self._wanted = [], []
         for share in self.shares:
             budget = int(self.token_budget * share.share)
-            cache = self.fill_cache(share.language, budget, self.chunking, self.block_size)
+            cache = self.corpus.fill(share.language, budget, self.chunking, self.block_size)
             eos = cast(int, self.tokenizer.eos_token_id)
             blocks = cut_blocks(self.chunking, cache, self.block_size, budget, eos)
             if len(blocks) == 0:
@@ -218,41 +193,18 @@ class GlotCCDataModule(LightningDataModule):
         if not self.validation_languages:
             raise UserError("no language to validate on: give --language (cy, say), --config cy.yaml or --data.watch")
         for language in self.validation_languages:
-            sentences = read_flores(self.flores, language, split, self.cache_dir)
+            sentences = read_flores(self.flores, language, split, self.corpus.cache_dir)
             self.evaluation[language.glotcc] = join_blocks(sentences, self.tokenizer, self.block_size)
 
-    def steps(self, world_size: int, accumulate: int) -> int:
-        """Returns the optimiser steps of the whole run.
-
-        Raises:
-            UserError: The text is less than one step.
-        """
-        per_step = self.batch_size * world_size * accumulate
-        steps = sum(self._wanted) // per_step
-        if steps == 0:
-            raise UserError(
-                f"the text gives {sum(self._wanted)} sequences of {self.block_size} tokens and one step takes "
-                f"{per_step}; raise --data.token_budget, or lower --data.batch_size or "
-                "--trainer.accumulate_grad_batches"
-            )
-        return steps
-
-    @property
-    def tokens_per_sequence(self) -> float:
-        """Mean number of tokens in a training sequence, padding left out."""
-        pairs = list(zip(self._blocks, self._wanted, strict=True))
-        return sum(wanted * blocks.tokens / len(blocks) for blocks, wanted in pairs) / sum(self._wanted)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Tensor]:
         """Returns the loader of this process, from the first sequence that was not consumed yet."""
-        trainer = self._loop
-        accumulate = trainer.accumulate_grad_batches
+        trainer, length = self._running, self.length
         order = training_order([len(blocks) for blocks in self._blocks], self._wanted, self.seed)
-        order = order[: self.steps(trainer.world_size, accumulate) * self.batch_size * trainer.world_size * accumulate]
+        order = order[: length.steps_of_text * length.sequences_per_step]
         batches = ResumableBatches(
             order, self.batch_size, trainer.global_rank, trainer.world_size, self._consumed, self._batches_done
         )
-        dataset: Dataset[Any] = ConcatDataset(cast(list[Dataset[Any]], self._blocks))
+        dataset: ConcatDataset[Tensor] = ConcatDataset(cast(list[Dataset[Tensor]], self._blocks))
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -264,13 +216,13 @@ class GlotCCDataModule(LightningDataModule):
     def _collate(self, sequences: list[Tensor]) -> Batch:
         return pad_batch(sequences, cast(int, self.tokenizer.eos_token_id))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JSON:
         """Returns the position: sequences consumed by all processes, and batches as the loop counts them."""
-        batches = self._loop.fit_loop.batch_idx + 1
-        new = (batches - self._batches_done) * self.batch_size * self._loop.world_size
+        batches = self._running.fit_loop.batch_idx + 1
+        new = (batches - self._batches_done) * self.batch_size * self._running.world_size
         return {"sequences_consumed": self._consumed + new, "batches": batches, "cache": self._cache_id()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JSON) -> None:
         """Takes over a position.
 
         Raises:
@@ -285,33 +237,32 @@ class GlotCCDataModule(LightningDataModule):
             )
         self._consumed, self._batches_done = state_dict["sequences_consumed"], state_dict["batches"]
 
-    def _cache_id(self) -> list[Any]:
+    def _cache_id(self) -> list[object]:
         caches = [self.caches[share.language.glotcc].id for share in self.shares]
         return [caches, self._wanted, self.chunking, self.block_size, self.seed]
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[DataLoader[FloresBlock]]:
         """Returns one loader per validation language, sharded over processes without padding the set."""
         return [self._evaluation_loader(language) for language in self.validation_languages]
 
     test_dataloader = val_dataloader  # over devtest
 
-    def _evaluation_loader(self, language: Language) -> DataLoader[Batch]:
-        mine = self.evaluation[language.glotcc][self._loop.global_rank :: self._loop.world_size]
-        collate: Callable[[list[FloresBlock]], Batch] = self._collate_evaluation
-        return DataLoader(cast(Dataset[Any], mine), batch_size=self.validation_batch_size, collate_fn=collate)
+    def _evaluation_loader(self, language: Language) -> DataLoader[FloresBlock]:
+        mine = cast(Dataset[FloresBlock], self._share_of(self.evaluation[language.glotcc]))
+        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self._collate_evaluation)
+
+    def _share_of(self, items: list[Item]) -> list[Item]:
+        """Returns this process's part, without padding: it may be shorter than another's."""
+        return items[self._running.global_rank :: self._running.world_size]
 
     def _collate_evaluation(self, blocks: list[FloresBlock]) -> Batch:
         batch = self._collate([block.input_ids for block in blocks])
         return {**batch, "text_bytes": torch.tensor(sum(block.text_bytes for block in blocks))}
 
-    def predict_dataloader(self) -> DataLoader[str] | list[Any]:
-        """Returns the prompts of ``predict``, one at a time; nothing while profiling."""
-        if getattr(self.trainer, "is_profiling", False):
-            return []
-        prompts = read_prompts(self.prompts_file, self.target, self.flores, self.cache_dir)[
-            self._loop.global_rank :: self._loop.world_size
-        ]
-        return DataLoader(cast(Dataset[str], prompts), batch_size=1)
+    def predict_dataloader(self) -> DataLoader[str]:
+        """Returns the prompts of ``predict``, one at a time."""
+        prompts = read_prompts(self.prompts_file, self.target, self.flores, self.corpus.cache_dir)
+        return DataLoader(cast(Dataset[str], self._share_of(prompts)), batch_size=1)
 
 
 @rank_zero_only

@@ -1,13 +1,67 @@
-"""The order of training: a pure function of the seed and of how many blocks there are.
+"""The length and the order of training: pure functions of the seed and of how many blocks there are.
 
 No part of it depends on workers, prefetching or the number of processes, so a run can go on anywhere, on any number
 of processes, from the count of sequences that were consumed.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, in every unit.
+
+    Attributes:
+        sequences: Sequences that the text and the token budget give.
+        tokens_per_sequence: Mean, padding left out.
+        batch_size: Sequences per device and forward pass.
+        processes: Number of processes.
+        accumulate: Batches per optimiser step.
+        max_steps: Optimiser steps at most; -1 where nothing limits them.
+
+    >>> length = RunLength(1000, 512.0, batch_size=2, processes=4, accumulate=3)
+    >>> length.sequences_per_step, length.steps, length.tokens
+    (24, 41, 503808)
+    """
+
+    sequences: int
+    tokens_per_sequence: float
+    batch_size: int
+    processes: int
+    accumulate: int
+    max_steps: int = -1
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch_size * self.processes * self.accumulate
+
+    @property
+    def steps_of_text(self) -> int:
+        """Optimiser steps that the text gives."""
+        return self.sequences // self.sequences_per_step
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return min(self.steps_of_text, self.max_steps) if self.max_steps > 0 else self.steps_of_text
+
+    @property
+    def tokens_per_batch(self) -> float:
+        """Mean tokens that all processes read at a time."""
+        return self.tokens_per_sequence * self.batch_size * self.processes
+
+    def tokens_after(self, steps: int) -> int:
+        """Returns the tokens read in a number of steps."""
+        return round(steps * self.tokens_per_batch * self.accumulate)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.tokens_after(self.steps)
 
 
 def training_order(available: Sequence[int], wanted: Sequence[int], seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi, HfFileSystem
 
 from lightning_app.errors import UserError
-from lightning_app.files import digest
+from lightning_app.files import JSON, digest
 from lightning_app.hub import hub_errors
 from lightning_app.languages import Language
 
@@ -24,15 +24,20 @@ _BATCH = 256
 _DOCUMENT_CHARACTERS = 1_000_000
 _TEXT_COLUMNS = ("content", "text")
 
-Position = dict[str, Any] | None
+Identity = dict[str, str]
+Position = JSON | None
 DocumentBatches = Iterator[tuple[list[str], Position]]
 
 
 class TextSource(Protocol):
     """Documents of one language in a fixed order."""
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """Returns data set, configuration and revision: what the tokens depend on besides the tokenizer."""
+        ...
+
+    def identity_without_revision(self) -> Identity:
+        """Returns what of the identity is known without looking at the source."""
         ...
 
     def batches(self, position: Position) -> DocumentBatches:
@@ -58,7 +63,7 @@ class HubSource:
     language: Language
     revision: str
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """Returns the identity with the revision resolved to a commit.
 
         Raises:
@@ -70,7 +75,11 @@ class HubSource:
             "run the same command again with a network, or give text with --data.source FOLDER or --data.files",
         ):
             commit = HfApi().dataset_info(self.repository, revision=self.revision).sha
-        return {"data set": self.repository, "configuration": self.language.glotcc, "revision": str(commit)}
+        return {**self.identity_without_revision(), "revision": str(commit)}
+
+    def identity_without_revision(self) -> Identity:
+        """Returns repository and configuration."""
+        return {"data_set": self.repository, "configuration": self.language.glotcc}
 
     def batches(self, position: Position) -> DocumentBatches:
         stream = self._stream()
@@ -130,7 +139,7 @@ class FileSource:
     files: list[Path]
     configuration: str
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """Returns an identity over names, sizes and the ends of the files.
 
         Raises:
@@ -146,8 +155,12 @@ class FileSource:
                 head = file.read(1 << 20)
                 file.seek(max(0, path.stat().st_size - (1 << 20)))
                 parts.append([path.name, path.stat().st_size, head.hex()[:4096], digest(head.hex(), file.read().hex())])
+        return {**self.identity_without_revision(), "revision": digest(parts)}
+
+    def identity_without_revision(self) -> Identity:
+        """Returns the folder's name and the language."""
         folder = str(self.files[0].parent.name) if self.files else ""
-        return {"data set": f"files in {folder}", "configuration": self.configuration, "revision": digest(parts)}
+        return {"data_set": f"files in {folder}", "configuration": self.configuration}
 
     def batches(self, position: Position) -> DocumentBatches:
         position = position or {"file": 0, "offset": 0}

@@ -16,17 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.sources import TextSource
+from datamodules.sources import Identity, TextSource
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import digest, disk_full, is_disk_full, write_json
+from lightning_app.files import JSON, digest, disk_full, is_disk_full, write_json
 from lightning_app.hub import UnreachableError
 from lightning_app.progress import TokenProgress
 
@@ -42,7 +42,7 @@ class TokenCache:
     """A filled (or partly filled) cache folder, open for reading."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: JSON
 
     @property
     def tokens(self) -> int:
@@ -125,7 +125,7 @@ def fill(
             _cut_to_manifest(_open(folder, key))
         raise disk_full(folder) from error
     if cache.tokens == 0:
-        raise UserError(f"{key['data set']} has no text for {key['configuration']}: every document is empty")
+        raise UserError(f"{key['data_set']} has no text for {key['configuration']}: every document is empty")
     return cache
 
 
@@ -139,7 +139,7 @@ def find(root: Path, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> 
     return _open(folder, {}) if (folder / "manifest.json").exists() else None
 
 
-def _folder(root: Path, key: dict[str, str]) -> Path:
+def _folder(root: Path, key: Identity) -> Path:
     return root / f"{key['configuration']}-{digest(key)}"
 
 
@@ -194,7 +194,7 @@ class _Filler:
         ids = self.tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [np.array(document, dtype=_TOKEN) for document in ids["input_ids"] if document]
 
-    def _commit(self, manifest: dict[str, Any], *files: BinaryIO) -> TokenCache:
+    def _commit(self, manifest: JSON, *files: BinaryIO) -> TokenCache:
         for file in files:
             file.flush()
             os.fsync(file.fileno())
@@ -212,7 +212,7 @@ def _cut_to_manifest(cache: TokenCache) -> None:
             file.truncate(valid_bytes)
 
 
-def _open(folder: Path, key: dict[str, str]) -> TokenCache:
+def _open(folder: Path, key: Identity) -> TokenCache:
     path = folder / "manifest.json"
     if path.exists():
         return TokenCache(folder, json.loads(path.read_text(encoding="utf-8")))
@@ -241,8 +241,8 @@ def _cached_despite(
 
 def _of_any_revision(root: Path, source: TextSource, tokenizer_digest: str) -> Iterator[TokenCache]:
     """Yields the caches of a data set's language, the newest first."""
-    wanted = (getattr(source, "repository", ""), source.language.glotcc, tokenizer_digest)  # type: ignore[attr-defined]
+    wanted = {**source.identity_without_revision(), "tokenizer": tokenizer_digest}
     for path in sorted(root.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         cache = TokenCache(path.parent, json.loads(path.read_text(encoding="utf-8")))
-        if tuple(cache.manifest["key"][name] for name in ("data set", "configuration", "tokenizer")) == wanted:
+        if wanted.items() <= cache.manifest["key"].items():
             yield cache

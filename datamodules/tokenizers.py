@@ -1,34 +1,19 @@
-"""Tokenizers: the base model's, or a byte-level BPE trained on the run's own text for a base from scratch."""
+"""A byte-level BPE tokenizer trained on the run's own text, for a base from scratch."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from datamodules.sources import TextSource
 from lightning_app.errors import UserError
 from lightning_app.files import digest
-from lightning_app.hub import unloadable
+from lightning_app.model.base import load_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_BYTES = 20_000_000
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from the hub or a folder.
-
-    Raises:
-        UserError: There is none, it is gated or out of reach, or it has no EOS token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise unloadable("tokenizer", name, error) from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
-    return tokenizer
 
 
 def train_tokenizer(

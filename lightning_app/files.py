@@ -17,6 +17,9 @@ from torch import Tensor
 
 from lightning_app.errors import UserError
 
+JSON = dict[str, Any]
+"""A JSON object: plain data whose values only its reader knows."""
+
 _TEMPORARY = ".partial"
 
 
@@ -26,7 +29,7 @@ def disk_full(path: Path) -> UserError:
     free_mib = shutil.disk_usage(folder).free / 2**20
     return UserError(
         f"the disk is full: could not write {path} ({free_mib:.0f} MiB free); nothing was damaged, "
-        "free some space or choose another folder (--run_dir, --cache_dir) and run the same command again"
+        "free some space or choose another folder (--run_dir, --data.cache_dir) and run the same command again"
     )
 
 
@@ -92,19 +95,19 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Writes ``content`` to ``path`` as JSON, atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], kind: str) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], kind: str) -> None:
     """Writes a safetensors file whose header says what it is (``kind``) and carries ``metadata`` as JSON."""
     header = {"neuroglot": kind, "metadata": json.dumps(dict(metadata), sort_keys=True)}
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], JSON]:
     """Returns the tensors and the metadata of a file written by `save_tensors`.
 
     Raises:
@@ -126,7 +129,28 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         ) from error
 
 
-def digest(*parts: Any) -> str:
+def save_checkpoint(path: Path, checkpoint: JSON) -> None:
+    """Writes a checkpoint, atomically: a killed save leaves the previous file whole."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path: Path, is_mapped: bool = False) -> JSON:
+    """Returns a checkpoint, its tensors on the CPU; ``is_mapped`` reads those only when they are looked at.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}; check --ckpt_path or --resume")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise UserError(f"checkpoint {path} is damaged ({reason}); give another one, or --resume never") from error
+
+
+def digest(*parts: object) -> str:
     """Returns a 16-digit SHA-256 over ``parts`` (tensors by their bytes, the rest as JSON)."""
     sha = hashlib.sha256()
     for part in parts:

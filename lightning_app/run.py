@@ -1,26 +1,14 @@
-"""The run folder: one folder per configuration, so that the same command goes on where it stopped.
-
-config.yaml              the resolved configuration, usable as --config
-run.json                 versions, identities and state
-metrics.jsonl            one line per logged step; tensorboard/ has the same
-subnetwork.safetensors   the neurons that are trained
-checkpoints/             best-step...-loss....ckpt and last.ckpt
-summary.md               what changed
-model/                   the new base, under method full
-"""
+"""The run folder: one folder per configuration, so that the same command goes on where it stopped."""
 
 import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning_app.errors import UserError
-from lightning_app.files import digest
+from lightning_app.files import JSON, digest
 from lightning_app.identity import short_name
-
-CONFIG, RECORD, SUBNETWORK = "config.yaml", "run.json", "subnetwork.safetensors"
 
 _PLACE_KEYS = {"data": ("cache_dir", "num_workers", "prompts", "validation_batch_size"), "model": ("subnetwork",)}
 _TRAINER_KEYS = (
@@ -31,29 +19,135 @@ _FOLDER_FROM_LAUNCHER = "NEUROGLOT_RUN_FOLDER"
 
 
 @dataclass(frozen=True)
+class RunFolder:
+    """Every path in the folder of a run, and what they say of it. The folder may not exist yet."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunFolder":
+        """Returns the folder of the run that a checkpoint belongs to."""
+        return cls(checkpoint.parent.parent)
+
+    @classmethod
+    def newest(cls, root: Path) -> "RunFolder":
+        """Returns the newest folder under ``root`` with a best checkpoint.
+
+        Raises:
+            UserError: There is none.
+        """
+        folders = [folder for path in root.glob("*/config.yaml") if (folder := cls(path.parent)).best_checkpoint()]
+        if not folders:
+            raise UserError(
+                f"there is no run with a checkpoint under {root}/; train one with: python main.py fit --config "
+                "cy.yaml, or measure a base with: python main.py validate --config cy.yaml"
+            )
+        return max(folders, key=lambda folder: folder.record_file.stat().st_mtime)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, usable as --config."""
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """Versions, identities and state."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per logged step; tensorboard/ has the same."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def subnetworks(self) -> Path:
+        """The neurons of every language of the pool that the trained ones were selected from."""
+        return self.path / "subnetwork.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of best-step...-loss....ckpt and last.ckpt."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """What a killed run goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def summary(self) -> Path:
+        """What changed."""
+        return self.path / "summary.md"
+
+    @property
+    def predictions(self) -> Path:
+        """What ``predict`` continued."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """A transformers folder, of methods that make a whole model."""
+        return self.path / "model"
+
+    def best_checkpoint(self) -> Path | None:
+        """Returns the best checkpoint: the newest, because one is only written where it is better than all before."""
+        found = [(path.stat().st_mtime_ns, path) for path in self.checkpoints.glob("best-*.ckpt")]
+        return max(found)[1] if found else None
+
+    def record(self) -> JSON:
+        """Returns what run.json says; nothing where there is none.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        if not self.record_file.is_file():
+            return {}
+        try:
+            return json.loads(self.record_file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.record_file} is damaged ({error}); delete it, or choose another --name") from error
+
+    def text_revision(self, data_set: str) -> str | None:
+        """Returns the commit of a data set that the run read, which a resumed run stays at; None where it is new."""
+        texts = self.record().get("text", {}).values()
+        return next((text["revision"] for text in texts if text["data_set"] == data_set), None)
+
+
+@dataclass(frozen=True)
 class Run:
     """Where a run lives and where it goes on from.
 
     Attributes:
-        folder: The run folder; it may not exist yet.
+        folder: Its folder.
         configuration: Digest of everything that decides the result.
         checkpoint: What to go on from, or None.
         is_complete: Whether there is nothing left to do.
     """
 
-    folder: Path
+    folder: RunFolder
     configuration: str
     checkpoint: Path | None = None
     is_complete: bool = False
 
+    @property
+    def subnetworks(self) -> Path | None:
+        """The pool's neurons that a resumed run takes over: those beside its checkpoint, or of its own folder."""
+        if self.checkpoint is None:
+            return None
+        places = (RunFolder.of(self.checkpoint).subnetworks, self.folder.subnetworks)
+        return next((path for path in places if path.is_file()), None)
 
-def configuration_digest(config: dict[str, Any]) -> str:
+
+def configuration_digest(config: JSON) -> str:
     """Returns a digest over the keys that decide a run's result: not where files are kept or how many devices.
 
     Keys that are off (false, null, 0, empty) are left out, so that a key which a later version adds, off, finds the
     runs of an earlier one.
     """
-    parts: dict[str, Any] = {"seed": config.get("seed_everything"), "language": config.get("language")}
+    parts: JSON = {"seed": config.get("seed_everything"), "language": config.get("language")}
     for group in ("model", "data", "profiling"):
         places = _PLACE_KEYS.get(group, ())
         parts[group] = {key: value for key, value in config[group].items() if value and key not in places}
@@ -77,23 +171,24 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
     Raises:
         UserError: The named folder holds a run with another configuration, or the checkpoint is missing.
     """
-    folder = root / (name if is_named else f"{name}-{configuration[:6]}")
+    path = root / (name if is_named else f"{name}-{configuration[:6]}")
     if resume == "never":
-        folder = _fresh(folder)
+        path = _fresh(path)
         if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
             resume = "auto"  # the scheduler started this job again: its own run goes on
-    last = folder / "checkpoints" / "last.ckpt"
+    folder = RunFolder(path)
     if resume == "never":
         return Run(folder, configuration)
-    if last.is_file() and (record := read_record(folder)) and record["configuration"] != configuration:
+    last, record = folder.last_checkpoint, folder.record()
+    if last.is_file() and record and record["configuration"] != configuration:
         raise UserError(
-            f"{folder} holds a run with another configuration ({folder / CONFIG}); choose another --name, "
+            f"{folder} holds a run with another configuration ({folder.config}); choose another --name, "
             "or --resume never to start anew beside it"
         )
-    elif resume == "auto":
-        complete = last.is_file() and (read_record(folder) or {}).get("status") == "complete"
-        return Run(folder, configuration, last if last.is_file() else None, complete)
-    elif not Path(resume).is_file():
+    if resume == "auto":
+        is_complete = last.is_file() and record.get("status") == "complete"
+        return Run(folder, configuration, last if last.is_file() else None, is_complete)
+    if not Path(resume).is_file():
         raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")
     return Run(folder, configuration, Path(resume))
 
@@ -111,46 +206,7 @@ def _fresh(folder: Path) -> Path:
     return fresh
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Returns what run.json says, or None where there is none.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --name") from error
-
-
-def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the best checkpoint of a run: the one whose name has the lowest loss, the newest of equals."""
-    found = []
-    for path in (folder / "checkpoints").glob("best-*.ckpt"):
-        if match := re.search(r"step(\d+)-loss([\d.]+)\.ckpt$", path.name):
-            found.append((float(match[2]), -int(match[1]), path))
-    return min(found)[2] if found else None
-
-
-def newest_run(root: Path) -> Path:
-    """Returns the newest folder under ``root`` with a best checkpoint.
-
-    Raises:
-        UserError: There is none.
-    """
-    folders = [path.parent for path in root.glob(f"*/{CONFIG}") if best_checkpoint(path.parent)]
-    if not folders:
-        raise UserError(
-            f"there is no run with a checkpoint under {root}/; train one with: python main.py fit --config cy.yaml, "
-            "or measure a base with: python main.py validate --config cy.yaml"
-        )
-    return max(folders, key=lambda folder: (folder / RECORD).stat().st_mtime)
-
-
-def run_name(config: dict[str, Any]) -> str:
+def run_name(config: JSON) -> str:
     """Returns the readable part of a run folder's name: language and base."""
     model, architecture = config["model"], config["model"].get("architecture") or {}
     base = short_name(model["base"]) if model.get("base") else f"new-{architecture.get('model_type', 'model')}"

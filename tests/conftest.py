@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 
 from datamodules.invented import write_hub  # noqa: E402
-from lightning_app.base import read_architecture  # noqa: E402
+from lightning_app.model.base import read_architecture  # noqa: E402
 
 SHARED = Path(os.environ.get("NEUROGLOT_SHARED", ROOT.parent / "shared"))
 LANGUAGES = ["qaa-Latn", "qab-Latn", "qac-Latn", "qad-Cyrl", "qae-Cyrl", "qaf-Grek", "qag-Geor", "qah-Deva"]

@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from lightning_app.arguments import CONFIGS, add_newest_run, resolve_configs
 from lightning_app.cli import main
+from lightning_app.cli.configs import CONFIGS, resolve_configs
+from lightning_app.cli.measure import add_newest_run
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
 from lightning_app.run import choose_run
@@ -40,10 +41,10 @@ def test_a_file_in_the_working_directory_wins_over_the_shipped_one(tmp_path, mon
 
 def test_only_a_measuring_verb_that_names_no_model_takes_the_newest_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for arguments in (["fit"], ["validate", "--config", "cy.yaml"], ["validate", "--model.base=x", "--language=cy"]):
+    for arguments in (["--config", "cy.yaml"], ["--model.base=x", "--language=cy"], ["--ckpt_path=x.ckpt"], ["--help"]):
         assert add_newest_run(arguments) == arguments
     with pytest.raises(UserError, match="there is no run"):
-        add_newest_run(["validate"])
+        add_newest_run([])
 
 
 def a_run_with_a_checkpoint(folder, configuration="c"):
@@ -57,12 +58,12 @@ def test_under_srun_never_means_a_folder_of_the_job_that_a_requeue_goes_on_in(tm
     for key, value in {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(key, value)
     run = choose_run(tmp_path, "cy", "c", "never", is_named=True)
-    assert (run.folder, run.checkpoint) == (tmp_path / "cy-job7", None)
-    a_run_with_a_checkpoint(run.folder)
+    assert (run.folder.path, run.checkpoint) == (tmp_path / "cy-job7", None)
+    a_run_with_a_checkpoint(run.folder.path)
     assert choose_run(tmp_path, "cy", "c", "never", is_named=True).checkpoint is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     again = choose_run(tmp_path, "cy", "c", "never", is_named=True)
-    assert (again.folder, again.checkpoint) == (run.folder, run.folder / "checkpoints/last.ckpt")
+    assert (again.folder, again.checkpoint) == (run.folder, run.folder.last_checkpoint)
 
 
 def test_a_folder_with_another_configuration_is_refused_only_once_it_holds_work(tmp_path):

@@ -87,7 +87,7 @@ from pathlib import Path
 from datamodules import token_cache
 from datamodules.chunking import usable_tokens
 from datamodules.sources import open_source
-from datamodules.tokenizers import load_tokenizer
+from lightning_app.model.base import load_tokenizer
 from lightning_app.languages import find_language
 token_cache._COMMIT_EVERY_S = 0.0
 source = open_source({hub!r}, find_language("qaa-Latn"), "main")

@@ -6,15 +6,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_app.engine import compile_layers
 from lightning_app.errors import UserError
-from lightning_app.ffn import find_gated_ffns
-from lightning_app.loss import OutputHead, token_loss_sum
-from lightning_app.masked import MaskedEngine
-from lightning_app.packed import PackedEngine, _PackedFFN
+from lightning_app.methods.masked import MaskedEngine
+from lightning_app.methods.packed import PackedEngine, _PackedFFN
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.model.loss import OutputHead, token_loss_sum
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.training.compilation import compile_layers
 from tests.conftest import ARCHITECTURES, tiny_model
 
-NEURONS = {1: torch.tensor([0, 5, 6, 47]), 2: torch.tensor([3])}
+NEURONS = NeuronSet({1: torch.tensor([0, 5, 6, 47]), 2: torch.tensor([3])})
 ADAMW = {"lr": 3e-2, "weight_decay": 0.1, "betas": (0.9, 0.999)}
 
 
@@ -69,11 +70,11 @@ def test_frozen_weights_stay_bit_identical_and_neurons_move(architecture, engine
     train(model, engine(ffns, NEURONS, ("gate", "up", "down")))
     after = weights(model)
     for ffn in ffns:
-        if ffn.layer not in NEURONS:
+        if ffn.layer not in NEURONS.layers:
             continue
         for projection in ("gate", "up", "down"):
             name = next(n for n, w in model.named_parameters() if w is ffn.linear(projection).weight)
-            index = ffn.rows_of(projection, NEURONS[ffn.layer])
+            index = ffn.rows_of(projection, NEURONS.by_layer[ffn.layer])
             old, new = (w[name].t() if projection == "down" else w[name] for w in (before, after))
             assert (old[index] != new[index]).any(dim=1).all()
             for w in (old, new):
@@ -87,7 +88,7 @@ def test_weight_decay_shrinks_neurons_only_where_gradients_vanish():
     for engine_class in (MaskedEngine, PackedEngine):
         model = tiny_model("llama", torch.float64)
         before = weights(model)
-        engine = engine_class(find_gated_ffns(model), {1: torch.tensor([4])}, ("gate",))
+        engine = engine_class(find_gated_ffns(model), NeuronSet({1: torch.tensor([4])}), ("gate",))
         optimizer = engine.optimizer(lr=0.1, weight_decay=0.5, betas=(0.9, 0.999))
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -143,7 +144,7 @@ def test_packed_keeps_x_gate_and_up_for_the_backward_where_the_frozen_model_keep
 
     frozen = saved_bytes(tiny_model("llama"), True)
     model = tiny_model("llama")
-    neurons = {layer: torch.arange(2) for layer in range(3)}
+    neurons = NeuronSet({layer: torch.arange(2) for layer in range(3)})
     PackedEngine(find_gated_ffns(model), neurons, ("gate", "up", "down"))
     layers, tokens, neurons, hidden_size, bytes_each = 3, 60, 48, 32, 4
     assert frozen - saved_bytes(model, True) == layers * tokens * (neurons - hidden_size) * bytes_each
@@ -152,7 +153,7 @@ def test_packed_keeps_x_gate_and_up_for_the_backward_where_the_frozen_model_keep
 @pytest.mark.parametrize("engine", [MaskedEngine, PackedEngine])
 def test_layers_below_the_first_trained_one_run_without_a_graph(engine):
     model = tiny_model("llama")
-    engine(find_gated_ffns(model), {2: torch.tensor([1])}, ("gate", "up", "down"))
+    engine(find_gated_ffns(model), NeuronSet({2: torch.tensor([1])}), ("gate", "up", "down"))
     hidden = model.base_model(input_ids=torch.arange(6).unsqueeze(0), output_hidden_states=True).hidden_states
     assert [state.requires_grad for state in hidden] == [False, False, False, True]
 
@@ -190,7 +191,7 @@ def test_compiled_layers_have_no_graph_breaks_and_train_as_eager_ones(architectu
             logits = model.eval()(input_ids=prompt).logits
             mask = torch.ones_like(prompt)
             continuation = model.generate(prompt, attention_mask=mask, max_new_tokens=2, do_sample=False)
-        runs.append((losses, engine.neuron_weights(), logits, continuation))
+        runs.append((losses, engine.weights(), logits, continuation))
     (losses, rows, logits, continuation), (compiled_losses, compiled_rows, compiled_logits, same) = runs
     assert torch.equal(continuation, same)
     assert compiled_losses == pytest.approx(losses, abs=1e-12)
@@ -206,7 +207,7 @@ def test_layers_with_different_numbers_of_neurons_share_a_compilation():
         "llama", hidden_size=32, intermediate_size=48, num_hidden_layers=14, num_attention_heads=4, vocab_size=50
     )
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False).train()
-    neurons = {layer: torch.arange(layer) for layer in range(2, 14) if layer != 5}
+    neurons = NeuronSet({layer: torch.arange(layer) for layer in range(2, 14) if layer != 5})
     engine = PackedEngine(find_gated_ffns(model), neurons, ("gate", "up", "down"))
     compilations = CompileCounterWithBackend("eager")
     compile_layers(model, engine, fullgraph=True, backend=compilations)
@@ -220,24 +221,24 @@ def test_bf16_base_keeps_fp32_rows_and_small_updates():
     engine = PackedEngine(find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
     assert {p.dtype for p in engine.parameters()} == {torch.float32}
     optimizer = engine.optimizer(lr=1e-6, weight_decay=0.0, betas=(0.9, 0.999))
-    before = copy.deepcopy(engine.neuron_weights())
+    before = copy.deepcopy(engine.weights())
     ids = torch.randint(0, 97, (2, 11))
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         token_loss_sum(hidden[:, :-1], OutputHead.of(model), ids[:, 1:]).backward()
     optimizer.step()
     engine.after_step()
-    moved = [(engine.neuron_weights()[name] != rows).float().mean() for name, rows in before.items()]
+    moved = [(engine.weights()[name] != rows).float().mean() for name, rows in before.items()]
     assert min(moved) > 0.9
-    name, rows = next(iter(engine.neuron_weights().items()))
-    live = model.model.layers[int(name.split(".")[0])].mlp.gate_proj.weight[NEURONS[1]]
+    name, rows = next(iter(engine.weights().items()))
+    live = model.model.layers[int(name.split(".")[0])].mlp.gate_proj.weight[NEURONS.by_layer[1]]
     assert torch.equal(live, rows.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.0625, None), (1.0, 3.0), (0.5, 2.0)])
 def test_chunked_loss_is_torchs_own(dtype, scale, softcap, monkeypatch):
-    monkeypatch.setattr("lightning_app.loss._ROWS", 7)
+    monkeypatch.setattr("lightning_app.model.loss._ROWS", 7)
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(16, 50, dtype=dtype)
     hidden = torch.randn(3, 10, 16, dtype=dtype, generator=generator).requires_grad_()

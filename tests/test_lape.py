@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from lightning_app import lape
 from lightning_app.errors import UserError
+from lightning_app.neurons import lape
 
 
 def naive_select(counts, tokens, rate, quantile):

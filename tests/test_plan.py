@@ -1,7 +1,6 @@
 """What a run is said to take beforehand, against what it takes."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -11,17 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import peak_bytes
-from lightning_app.base import attend_without_masks, base_without_weights
 from lightning_app.cli import main
-from lightning_app.engine import build_engine
-from lightning_app.ffn import find_gated_ffns
-from lightning_app.limit import forward_flop, frozen_step_flop
-from lightning_app.loss import OutputHead, token_loss_sum
-from lightning_app.memory import Heap, simulate
+from lightning_app.methods.registry import build_method
+from lightning_app.model.base import attend_without_masks, base_without_weights, recompute_activations
+from lightning_app.model.limit import forward_flop, frozen_step_flop
+from lightning_app.model.loss import OutputHead, token_loss_sum
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.planning.memory import Batches, simulate
 from tests.conftest import ARCHITECTURES, ROOT, tiny_model
 
 CPU = torch.device("cpu")
-NEURONS = {1: torch.arange(20), 3: torch.arange(7)}
+NEURONS = NeuronSet({1: torch.arange(20), 3: torch.arange(7)})
 WIDE = {
     "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 512, "eos_token_id": 2, "pad_token_id": 0,
@@ -49,13 +48,13 @@ def wide(architecture, **changes):
 )  # fmt: skip
 def test_simulated_memory_is_what_the_allocator_hands_out(architecture, engine, checkpointing, dtype):
     batch, tokens = 2, 192
-    settings = wide(architecture)
+    settings, method = wide(architecture), build_method("subnetwork", {"engine": engine})
     simulated = simulate(
-        base_without_weights(None, None, dtype, settings), NEURONS, engine, activation_checkpointing=checkpointing,
-        training=(batch, tokens), validation=(4, tokens), profiling=(1, 512),
+        base_without_weights(None, None, dtype, settings).model, method, NEURONS,
+        Batches((batch, tokens), (4, tokens), (1, 512)), checkpointing,
     )  # fmt: skip
     with torch.device("cpu"):
-        config = base_without_weights(None, None, dtype, settings).config
+        config = base_without_weights(None, None, dtype, settings).model.config
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
     attend_without_masks(model)
     head = OutputHead.of(model)
@@ -69,10 +68,9 @@ def test_simulated_memory_is_what_the_allocator_hands_out(architecture, engine, 
     weights = sum(weight.nbytes for weight in model.parameters())
     assert simulated.weights == pytest.approx(weights, rel=0.01)
     validation_peak = peak_bytes(validate, CPU)
-    built = build_engine(engine, find_gated_ffns(model), NEURONS, ("gate", "up", "down"))
-    optimizer = built.optimizer(lr=1e-4, weight_decay=0.0)
+    optimizer = method.attach(model, NEURONS).optimizer(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.999))
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     model.train()
 
     def step():
@@ -142,15 +140,15 @@ def test_plan_measures_uncached_text_and_assumes_neurons(workplace, capsys, tmp_
 
 
 def test_plan_names_the_key_that_makes_a_run_fit(workplace, capsys, monkeypatch):
-    monkeypatch.setattr("lightning_app.plan._room", lambda device: (0.0, 0.02, "a small card"))
+    monkeypatch.setattr("lightning_app.planning.planner.peak_gib", lambda device: 0.0)
+    monkeypatch.setattr("lightning_app.planning.planner.room_gib", lambda device: (0.02, "a small card"))
     found = plan(workplace, capsys, "--data.batch_size=64")["memory"]
     assert found["peak_gib"] > 0.02
     assert "--data.batch_size 1" in found["advice"]
-    monkeypatch.setattr("lightning_app.plan._room", lambda device: (0.0, 1e-5, "a tiny card"))
+    monkeypatch.setattr("lightning_app.planning.planner.room_gib", lambda device: (1e-5, "a tiny card"))
     assert "no key makes it fit" in plan(workplace, capsys)["memory"]["advice"]
 
 
-@pytest.mark.skipif(not Heap.is_known(), reason="the C library does not say what it holds")
 def test_planned_process_memory_is_within_a_quarter_of_the_measured_peak(workplace, capsys):
     """A base whose activations outweigh the program itself: 16 x 128 tokens at a vocabulary of 512, 24 layers."""
     arguments = ["--data.batch_size=64", "--data.block_size=128", "--data.token_budget=16384", "--name=measured"]
@@ -163,7 +161,6 @@ def test_planned_process_memory_is_within_a_quarter_of_the_measured_peak(workpla
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     measured = float(done.stdout.split("PEAK ")[1])
     assert planned == pytest.approx(measured, rel=0.25)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
 def test_plan_without_a_language_is_one_line(workplace, capsys):

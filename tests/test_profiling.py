@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from callbacks.counting import GateCounter
-from lightning_app.atlas import Atlas
 from lightning_app.cli import main
 from lightning_app.errors import UserError
-from lightning_app.ffn import find_gated_ffns
 from lightning_app.languages import find_language
-from lightning_app.lape import overlap
-from lightning_app.subnetwork import Subnetwork, select_subnetwork
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.selection import select_subnetworks
+from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.profiling.counting import GateCounter
 from tests.conftest import LANGUAGES
 
 TARGET = find_language("qah-Deva")
@@ -98,9 +98,11 @@ def test_counting_to_the_end_in_halves_gives_the_same_counts_and_the_overlap_of_
                     model.model(input_ids=block.unsqueeze(0))
             halves[half].counts[code], halves[half].tokens[code] = counter.counts_HLN[0], 2048
     pool = [find_language(code) for code in LANGUAGES]
-    sets = [select_subnetwork(half, pool, 0.1, 0.95) for half in halves]
+    sets = [select_subnetworks(half, pool, 0.1, 0.95) for half in halves]
     for code, stability in found.stability.items():
-        assert stability["curve"][-1][1] == pytest.approx(overlap(*(half.neurons[code] for half in sets)), abs=0.03)
+        assert stability["curve"][-1][1] == pytest.approx(
+            sets[0].neurons[code].overlap(sets[1].neurons[code]), abs=0.03
+        )
 
 
 def test_counting_hooks_leave_the_forward_as_it_is(workplace):
@@ -135,7 +137,7 @@ def test_profile_extends_an_atlas_and_subnetwork_needs_no_model(workplace, capsy
     assert main(["subnetwork", f"--atlas={atlas}", "--profiling.rate=0.2", f"--write={written}", "--json"]) == 0
     described = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert [row["neurons"] for row in described["languages"]] == [
-        len(pairs) for pairs in Subnetwork.load(written).neurons.values()
+        len(pairs) for pairs in Subnetworks.load(written).neurons.values()
     ]
     assert main(["subnetwork", f"--file={written}"]) == 0
     assert "overlap" in capsys.readouterr().out

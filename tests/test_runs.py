@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.flores import join_blocks, read_flores
-from lightning_app.atlas import Atlas
 from lightning_app.cli import main
-from lightning_app.engine import compile_layers
 from lightning_app.languages import find_language
-from lightning_app.subnetwork import Subnetwork
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.training.compilation import compile_layers
 from tests.conftest import ROOT
 
 TARGET = find_language("qah-Deva")
@@ -36,6 +36,11 @@ def best(folder):
 
 def load(path):
     return torch.load(path, weights_only=True)
+
+
+def before_of(checkpoint):
+    """The target's loss before training."""
+    return checkpoint["callbacks"]["Retention"]["before"]["qah-Deva"][0]
 
 
 @pytest.fixture(autouse=True)
@@ -64,16 +69,16 @@ def test_the_new_base_is_an_ordinary_transformers_folder(workplace):
 
 def test_training_lowers_the_target_loss(workplace):
     checkpoint = load(best(workplace.folder / "runs/adapted"))
-    before = checkpoint["neuroglot"]["before"]["qah-Deva"][0]
+    before = before_of(checkpoint)
     after = float(re.search(r"loss([\d.]+)\.ckpt", best(workplace.folder / "runs/adapted").name)[1])
     assert after < before - 0.01
 
 
 def test_checkpoints_hold_neuron_weights_only(workplace):
     folder = workplace.folder / "runs/adapted"
-    subnetwork = Subnetwork.load(folder / "subnetwork.safetensors")
+    subnetwork = Subnetworks.load(folder / "subnetwork.safetensors")
     weights = load(best(folder))["state_dict"]
-    neurons = subnetwork.by_layer(TARGET)
+    neurons = subnetwork.of(TARGET).by_layer
     assert {name: tuple(w.shape) for name, w in weights.items()} == {
         f"{layer}.{projection}": (len(indices), 48)
         for layer, indices in neurons.items()
@@ -105,25 +110,25 @@ def test_validate_without_arguments_reports_the_best_checkpoints_number(workplac
     model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
     tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
     base_loss = oracle_loss(workplace, model, tokenizer, TARGET)
-    subnetwork = Subnetwork.load(folder / "subnetwork.safetensors")
+    subnetwork = Subnetworks.load(folder / "subnetwork.safetensors")
     with torch.no_grad():
         for name, vectors in load(best(folder))["state_dict"].items():
             layer, projection = name.split(".")
-            index = subnetwork.by_layer(TARGET)[int(layer)]
+            index = subnetwork.of(TARGET).by_layer[int(layer)]
             weight = getattr(model.model.layers[int(layer)].mlp, f"{projection}_proj").weight
             if projection == "down":
                 weight[:, index] = vectors.T
             else:
                 weight[index] = vectors
     assert oracle_loss(workplace, model, tokenizer, TARGET) == pytest.approx(float(named), abs=1e-4)
-    before = load(best(folder))["neuroglot"]["before"]["qah-Deva"][0]
+    before = before_of(load(best(folder)))
     assert base_loss == pytest.approx(before, abs=1e-5)
 
 
 def test_validate_with_a_configuration_measures_the_unadapted_base(workplace, capsys):
     config = workplace.folder / "runs/adapted/config.yaml"
     assert main(["validate", "--config", str(config)]) == 0
-    before = load(best(workplace.folder / "runs/adapted"))["neuroglot"]["before"]["qah-Deva"][0]
+    before = before_of(load(best(workplace.folder / "runs/adapted")))
     assert re.search(rf"^qah-Deva +{before:.4f} ", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -191,8 +196,8 @@ def test_a_compiled_run_ends_as_an_eager_one(workplace, monkeypatch, capsys):
     torch._dynamo.reset()
     keys = {"data__token_budget": 2560, "data__num_workers": 0}
     assert main(workplace.adapt("eager", **keys)) == 0
-    monkeypatch.setattr("lightning_app.module.compile_layers", partial(compile_layers, backend="aot_eager"))
-    monkeypatch.setattr("lightning_app.module.require_compiler", lambda device: None)
+    monkeypatch.setattr("lightning_app.training.module.compile_layers", partial(compile_layers, backend="aot_eager"))
+    monkeypatch.setattr("lightning_app.training.module.require_compiler", lambda device: None)
     assert main(workplace.adapt("compiled", **keys, model__compile="true")) == 0
     eager, compiled = (
         load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("eager", "compiled")
@@ -232,8 +237,9 @@ def test_logged_training_loss_does_not_depend_on_accumulation(workplace):
 
 def test_first_layer_trains_the_upper_neurons_only(workplace, capsys):
     assert main(workplace.adapt("upper", model__first_layer=1, data__token_budget=2048)) == 0
-    subnetwork = Subnetwork.load(workplace.folder / "upper/adapted/subnetwork.safetensors").of(TARGET)
-    upper = subnetwork[subnetwork[:, 0] >= 1]
+    subnetwork = Subnetworks.load(workplace.folder / "upper/adapted/subnetwork.safetensors").of(TARGET)
+    upper = subnetwork.from_layer(1)
+    assert 0 < len(upper) < len(subnetwork)
     weights = load(best(workplace.folder / "upper/adapted"))["state_dict"]
     assert sum(w.shape[0] for name, w in weights.items() if name.endswith("gate")) == len(upper)
     assert min(int(name.split(".")[0]) for name in weights) >= 1
@@ -262,7 +268,7 @@ def test_bf16_mixed_runs_on_a_cpu_with_fp32_neuron_weights(workplace):
     states = checkpoint["optimizer_states"][0]["state"].values()
     assert {state["exp_avg"].dtype for state in states} == {torch.float32}
     after = float(re.search(r"loss([\d.]+)\.ckpt", best(workplace.folder / "bf16/adapted").name)[1])
-    assert after < checkpoint["neuroglot"]["before"]["qah-Deva"][0]
+    assert after < before_of(checkpoint)
 
 
 def test_paper_chunking_trains(workplace):
@@ -289,7 +295,7 @@ def test_own_text_files_are_trained_on(workplace, tmp_path):
     (tmp_path / "own.txt").write_text("\n\n".join(documents[:60]), encoding="utf-8")
     assert main([*workplace.adapt("own"), f"--data.files.qah-Deva={tmp_path}/*.txt"]) == 0
     record = json.loads((workplace.folder / "own/adapted/run.json").read_text())
-    assert record["text"]["qah-Deva"]["data set"].startswith("files in")
+    assert record["text"]["qah-Deva"]["data_set"].startswith("files in")
 
 
 def test_full_training_of_an_existing_base(workplace):

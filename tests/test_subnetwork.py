@@ -3,12 +3,12 @@ import re
 import pytest
 import torch
 
-from lightning_app import lape
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import PAPER_LANGUAGES, find_language, known_languages
-from lightning_app.report import describe_subnetwork, format_subnetwork
-from lightning_app.subnetwork import Subnetwork, read_released_masks, read_subnetwork
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.subnetworks import Subnetworks, read_released_masks, read_subnetworks
+from lightning_app.reports.subnetworks import describe_subnetworks, format_subnetworks
 
 LLAMA = ModelIdentity("Llama-3.1-8B", "", "", 32, 14336, 4096, 8_030_261_248)
 NEMO = ModelIdentity("Mistral-Nemo-12B", "", "", 40, 14336, 5120, 12_247_782_400)
@@ -27,57 +27,58 @@ TABLE = {
 
 @pytest.mark.parametrize(("file", "model", "at"), [("llama-3.1-5.pt", LLAMA, 0), ("mistral-nemo-5.pt", NEMO, 3)])
 def test_released_masks_give_every_number_of_the_papers_table(file, model, at, shared):
-    described = describe_subnetwork(read_subnetwork(shared / "masks" / file, ORDER), model)
-    rows = {row["short"]: row for row in described["languages"]}
+    described = describe_subnetworks(read_subnetworks(shared / "masks" / file, ORDER), model)
+    rows = {row.short: row for row in described.languages}
     assert set(rows) == set(TABLE)
     for short, figures in TABLE.items():
         neurons, millions, percent = figures[at : at + 3]
-        assert rows[short]["neurons"] == neurons
+        assert rows[short].neurons == neurons
         # The paper rounds some figures twice: 31.15 M stands there as 31.1.
-        assert rows[short]["parameters"] / 1e6 == pytest.approx(millions, abs=0.051)
-        assert round(100 * rows[short]["share_of_model"], 2) == pytest.approx(percent)
-    assert described["union_share"] == pytest.approx(0.05, abs=1e-5)
-    assert max(max(row["neurons_per_layer"]) for row in described["languages"]) == (1152 if at == 0 else 1213)
+        assert rows[short].parameters / 1e6 == pytest.approx(millions, abs=0.051)
+        assert round(100 * rows[short].share_of_model, 2) == pytest.approx(percent)
+    assert described.union_share == pytest.approx(0.05, abs=1e-5)
+    assert max(max(row.neurons_per_layer) for row in described.languages) == (1152 if at == 0 else 1213)
     if at == 0:
-        assert described["overlap"]["lv"]["lt"] == pytest.approx(0.23, abs=5e-3)
-        assert described["overlap"]["mk"]["sl"] == pytest.approx(0.245, abs=5e-4)
+        assert described.overlap["lv"]["lt"] == pytest.approx(0.23, abs=5e-3)
+        assert described.overlap["mk"]["sl"] == pytest.approx(0.245, abs=5e-4)
 
 
 def test_lapes_own_masks_are_read_with_their_languages(shared):
-    found = read_subnetwork(shared / "masks/LLaMA-2-7B.neuron.pth", "en,zh,fr,es,vie-Latn,ind-Latn,ja")
+    found = read_subnetworks(shared / "masks/LLaMA-2-7B.neuron.pth", "en,zh,fr,es,vie-Latn,ind-Latn,ja")
     assert [len(pairs) for pairs in found.neurons.values()] == [95, 583, 1022, 838, 836, 1068, 582]
 
 
 def test_released_masks_need_their_languages_and_the_right_number(tmp_path):
     torch.save([[torch.tensor([2, 1])], [torch.tensor([], dtype=torch.int64)]], tmp_path / "masks.pt")
-    assert read_subnetwork(tmp_path / "masks.pt", "mt,af").of(find_language("mt")).tolist() == [[0, 1], [0, 2]]
+    assert read_subnetworks(tmp_path / "masks.pt", "mt,af").of(find_language("mt")).pairs.tolist() == [[0, 1], [0, 2]]
     with pytest.raises(UserError, match="does not say its languages"):
-        read_subnetwork(tmp_path / "masks.pt")
+        read_subnetworks(tmp_path / "masks.pt")
     with pytest.raises(UserError, match="masks of 2 languages, but --languages names 1"):
-        read_subnetwork(tmp_path / "masks.pt", "mt")
+        read_subnetworks(tmp_path / "masks.pt", "mt")
     (tmp_path / "masks.pt").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="is not a list of languages"):
         read_released_masks(tmp_path / "masks.pt", [find_language("mt")])
 
 
 def test_a_subnetwork_file_says_everything_and_reads_back(tmp_path):
-    neurons = {"cym-Latn": torch.tensor([[0, 3], [2, 1]]), "mlt-Latn": torch.empty(0, 2, dtype=torch.int64)}
-    written = Subnetwork(LLAMA, ["cym-Latn", "mlt-Latn"], neurons, 0.05, 0.95, 0.123, "abc")
+    neurons = {"cym-Latn": NeuronSet({0: torch.tensor([3]), 2: torch.tensor([1])}), "mlt-Latn": NeuronSet({})}
+    written = Subnetworks(LLAMA, ["cym-Latn", "mlt-Latn"], neurons, 0.05, 0.95, 0.123, "abc")
     written.save(tmp_path / "s.safetensors")
-    found = Subnetwork.load(tmp_path / "s.safetensors")
+    found = Subnetworks.load(tmp_path / "s.safetensors")
     assert (found.model, found.pool, found.rate, found.tau, found.atlas) == (LLAMA, written.pool, 0.05, 0.123, "abc")
     welsh = find_language("cy")
-    assert found.id_of(welsh) == written.id_of(welsh)
-    assert {layer: indices.tolist() for layer, indices in found.by_layer(welsh).items()} == {0: [3], 2: [1]}
+    assert found.of(welsh).identity == written.of(welsh).identity
+    assert {layer: indices.tolist() for layer, indices in found.of(welsh).by_layer.items()} == {0: [3], 2: [1]}
     with pytest.raises(UserError, match="has no Georgian"):
         found.of(find_language("ka"))
-    text = format_subnetwork(describe_subnetwork(found, LLAMA))
+    text = format_subnetworks(describe_subnetworks(found, LLAMA))
     assert re.search(r"Welsh \(cy\) +2 +24\.6k +0\.00 %", text)
 
 
 def test_overlap_is_the_jaccard_index():
-    one, two = torch.tensor([[0, 1], [0, 2], [1, 0]]), torch.tensor([[0, 2], [1, 0], [1, 1]])
-    assert lape.overlap(one, two) == 0.5
+    one = NeuronSet({0: torch.tensor([1, 2]), 1: torch.tensor([0])})
+    two = NeuronSet({0: torch.tensor([2]), 1: torch.tensor([0, 1])})
+    assert one.overlap(two) == 0.5
 
 
 def test_languages_carry_each_data_sets_code():

@@ -9,13 +9,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.console import Console
-from callbacks.counting import GateCounter
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
-from lightning_app.base import attend_without_masks
 from lightning_app.cli import main
-from lightning_app.ffn import find_gated_ffns
-from lightning_app.module import SparseSubnetModule
+from lightning_app.model.base import attend_without_masks
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.profiling.counting import GateCounter
+from lightning_app.training.module import SparseSubnetModule
 from tests.conftest import ARCHITECTURES, tiny_model
 
 

@@ -1,0 +1,160 @@
+"""An adapted model: a base plus what a run trained, as a plain transformers model. No Trainer needed.
+
+adapted = load_adapted("runs/cy-Llama-3.1-8B-3f2a91")
+ids = adapted.tokenizer("Mae", return_tensors="pt").input_ids
+print(adapted.tokenizer.decode(adapted.model.generate(ids)[0]))
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_app import __version__
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, load_checkpoint
+from lightning_app.identity import ModelIdentity
+from lightning_app.methods.method import Attached, Method
+from lightning_app.methods.registry import build_method
+from lightning_app.model.base import Base, load_base, load_tokenizer, new_base
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.run import RunFolder
+
+_KEY = "neuroglot"
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a checkpoint says of itself: with its weights, enough to rebuild the adapted model.
+
+    Attributes:
+        base: The model that was adapted.
+        architecture: Configuration of a base that was trained from scratch; None of one that was loaded.
+        dtype: Of the base's weights in training, by torch's name.
+        tokenizer: Hub name or folder.
+        language: GlotCC code of the target; None of a mixture.
+        method: What was trained, and how.
+        trained: Identity of what was trained; see `Attached.identity`.
+        neurons: The trained neurons, or None where that is not said by neurons.
+    """
+
+    base: ModelIdentity
+    architecture: JSON | None
+    dtype: str
+    tokenizer: str
+    language: str | None
+    method: Method
+    trained: JSON
+    neurons: NeuronSet | None
+
+    @classmethod
+    def of(
+        cls, base: Base, architecture: JSON | None, tokenizer: str, language: str | None, method: Method, at: Attached
+    ) -> "Adaptation":
+        """Returns what a run makes of ``base`` with a method ``at`` work."""
+        dtype = str(base.model.dtype).removeprefix("torch.")
+        return cls(base.identity, architecture, dtype, tokenizer, language, method, at.identity(), at.neurons)
+
+    @classmethod
+    def read(cls, checkpoint: JSON) -> "Adaptation":
+        """Returns what a loaded checkpoint says.
+
+        Raises:
+            UserError: It was made by another program.
+        """
+        if _KEY not in checkpoint:
+            raise UserError("the checkpoint was not made by Neuroglot; give one from a run's checkpoints folder")
+        own = dict(checkpoint[_KEY])
+        own.pop("version")
+        pairs: Tensor | None = own["neurons"]
+        own["neurons"] = NeuronSet.from_pairs(pairs) if pairs is not None else None
+        own["base"] = ModelIdentity(**own["base"])
+        own["method"] = build_method(own["method"], own.pop("keys"))
+        return cls(**own)
+
+    def write(self, checkpoint: JSON) -> None:
+        """Puts this into a checkpoint that is about to be saved."""
+        own = {name: getattr(self, name) for name in ("architecture", "dtype", "tokenizer", "language", "trained")}
+        own |= {"version": __version__, "base": self.base.as_dict()}
+        own |= {"method": self.method.name, "keys": asdict(self.method)}
+        checkpoint[_KEY] = own | {"neurons": self.neurons.pairs if self.neurons is not None else None}
+
+    def require_same(self, other: "Adaptation") -> None:
+        """Raises `UserError` unless a run that makes ``other`` can go on from this one's checkpoint."""
+        mine, theirs = (
+            {"base": each.base.fingerprint if each.architecture is None else "", **each.trained}
+            for each in (self, other)
+        )
+        for key, expected in theirs.items():
+            if mine.get(key) != expected:
+                raise UserError(
+                    f"the checkpoint belongs to another {key}: found {mine.get(key) or 'none'}, expected "
+                    f"{expected or 'none'}; give this run's checkpoint, or the --model keys it was made with"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedModel:
+    """A transformers model and what it is.
+
+    Attributes:
+        model: Frozen, in evaluation mode, on the CPU.
+        base: The base's identity.
+        adaptation: What was trained; None of a base as it is.
+        tokenizer_name: Where its tokenizer is.
+    """
+
+    model: PreTrainedModel
+    base: ModelIdentity
+    adaptation: Adaptation | None
+    tokenizer_name: str
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, loaded on first use."""
+        is_the_bases = self.tokenizer_name == self.base.name
+        return load_tokenizer(self.tokenizer_name, self.base.revision or None if is_the_bases else None)
+
+
+def load_adapted(
+    source: str | Path, base: str | None = None, revision: str | None = None, dtype: torch.dtype | None = None
+) -> AdaptedModel:
+    """Loads an adapted model, or a base as it is.
+
+    Args:
+        source: A run folder (its best checkpoint), a checkpoint, or a base: a hub name or a folder.
+        base: Where the base is, if not under the name that it had in training.
+        revision: Branch, tag or commit of the base; the one it had in training where not given.
+        dtype: Of the weights; as in training, or as the base's files have it, where not given.
+
+    Raises:
+        UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
+    """
+    path = Path(source)
+    if (folder := RunFolder(path)).record_file.is_file():
+        best = folder.best_checkpoint()
+        if best is None:
+            raise UserError(f"{path} has no best checkpoint yet; the same fit command goes on with the run")
+        path = best
+    elif path.suffix != ".ckpt":
+        plain = load_base(str(source), revision, dtype)
+        return AdaptedModel(plain.model.eval(), plain.identity, None, str(source))
+    checkpoint = load_checkpoint(path, is_mapped=True)
+    adaptation = Adaptation.read(checkpoint)
+    dtype = adaptation.method.weight_dtype(dtype or getattr(torch, adaptation.dtype))
+    rebuilt = _rebuild(adaptation, base, revision, dtype)
+    if adaptation.architecture is None:
+        adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
+    adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"])
+    is_the_bases = adaptation.tokenizer == adaptation.base.name
+    tokenizer = rebuilt.identity.name if is_the_bases else adaptation.tokenizer
+    return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)
+
+
+def _rebuild(adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype) -> Base:
+    if adaptation.architecture is not None:
+        return new_base(adaptation.architecture, load_tokenizer(adaptation.tokenizer), dtype)
+    return load_base(name or adaptation.base.name, revision or adaptation.base.revision or None, dtype)

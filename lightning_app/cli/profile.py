@@ -1,0 +1,41 @@
+"""``profile``: count activations into the atlas, train nothing."""
+
+import torch.distributed
+
+from lightning_app.cli.launch import make_fabric
+from lightning_app.cli.parser import Verb, make_parser
+from lightning_app.model.base import attend_without_masks, base_dtype, load_base
+from lightning_app.planning.checks import require_checks
+from lightning_app.profiling.processes import Processes
+from lightning_app.profiling.profiler import Profiler
+from lightning_app.progress import short
+
+PROFILE = Verb(
+    "profile",
+    "Count activations of the languages of the pool and add them to the atlas; train nothing.",
+    (
+        "language", "model.base", "model.revision", "profiling.languages", "profiling.tokens_per_language",
+        "profiling.block_size", "profiling.batch_size", "profiling.stop_when_stable", "profiling.atlas",
+        "data.source", "data.files", "data.cache_dir", "trainer.devices", "trainer.precision",
+    ),
+)  # fmt: skip
+
+
+def profile(arguments: list[str], shows_all: bool) -> None:
+    """Counts on all processes; the first says what the atlas holds."""
+    parser = make_parser(PROFILE, shows_all)
+    settings = parser.instantiate_classes(parser.parse_args(arguments))
+    module, corpus = settings.model, settings.data.corpus
+    require_checks(module, settings.profiling)
+    fabric = make_fabric(settings.trainer)
+    fabric.launch()
+    base = load_base(module.base_name, module.revision, base_dtype(settings.trainer.precision))
+    attend_without_masks(base.model)
+    base.ready_on(fabric.device)
+    processes = Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.autocast)
+    atlas, path = Profiler(settings.profiling, base, corpus, processes).count(settings.profiling.pool(module.language))
+    held = ", ".join(f"{code} {short(tokens)}" for code, tokens in atlas.tokens.items())
+    processes.say(f"atlas {path}: tokens {held}")
+    processes.say(f"select with: python main.py subnetwork --atlas {path} --profiling.rate {settings.profiling.rate:g}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

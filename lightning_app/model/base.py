@@ -1,0 +1,196 @@
+"""The base model and its tokenizer: loaded from the hub or a folder, or made from a configuration."""
+
+import warnings
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lightning_app.errors import UserError
+from lightning_app.files import JSON
+from lightning_app.hub import unloadable
+from lightning_app.identity import ModelIdentity, fingerprint
+
+NEW = "new"
+"""Name of a base that is made, not loaded."""
+
+_CAUSAL = "causal_sdpa"
+_DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen causal language model with what it was when it was loaded.
+
+    Attributes:
+        model: Its live weights.
+        identity: Taken before anything trains them, because it reads every one.
+    """
+
+    model: PreTrainedModel
+    identity: ModelIdentity
+
+    def ready_on(self, device: torch.device) -> None:
+        """Moves the model to a device, in evaluation mode."""
+        cast(nn.Module, self.model).to(device).eval()
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence in tokens that it was made for; None where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """Returns the dtype of the frozen weights under a trainer precision.
+
+    Under ``bf16-mixed`` they are bf16 while neuron weights and optimiser states are fp32.
+
+    Raises:
+        UserError: With any other precision; ``bf16-true`` would round small updates away.
+    """
+    if precision not in _DTYPES:
+        raise UserError(
+            f"--trainer.precision is {precision}; expected {', '.join(_DTYPES)}. Neuron weights must stay fp32: in "
+            "bf16 most updates of size 1e-5 are rounded away"
+        )
+    return _DTYPES[precision]
+
+
+def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Base:
+    """Loads a causal language model of transformers and freezes it; in the dtype of its files where none is given.
+
+    Raises:
+        UserError: There is none, it is gated, out of reach or damaged.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype or "auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unloadable("model", name, error) from error
+    return Base(model.requires_grad_(False), identity_of(model, name))
+
+
+def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Base:
+    """Makes a model with random weights from a transformers configuration and a tokenizer's vocabulary.
+
+    Args:
+        architecture: ``model_type`` and any key of that type's configuration.
+        tokenizer: Decides vocabulary size and special tokens.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: transformers knows no such model type, or refuses the configuration.
+    """
+    own = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = read_architecture({**own, **architecture})
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--model.architecture cannot be built: {error}") from error
+    return Base(model.requires_grad_(False), identity_of(model, NEW))
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from the hub or a folder.
+
+    Raises:
+        UserError: There is none, it is gated or out of reach, or it has no EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise unloadable("tokenizer", name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
+    return tokenizer
+
+
+def read_architecture(architecture: JSON) -> PretrainedConfig:
+    """Returns the configuration of ``model_type`` with the given keys."""
+    keys = dict(architecture)
+    model_type = keys.pop("model_type", None)
+    if model_type is None:
+        raise UserError("--model.architecture needs a model_type, for example llama")
+    try:
+        return AutoConfig.for_model(model_type, **keys)
+    except (ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise UserError(f"--model.architecture.model_type {model_type}: {reason}") from error
+
+
+def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
+    """Returns a model's identity, with a fingerprint unless its weights are on the meta device."""
+    config = model.config.get_text_config()
+    weights = list(model.named_parameters())
+    is_meta = any(weight.is_meta for _, weight in weights)
+    return ModelIdentity(
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None) or "",
+        fingerprint="" if is_meta else fingerprint(weights),
+        layers=config.num_hidden_layers,
+        neurons_per_layer=getattr(config, "intermediate_size", None) or 0,
+        hidden_size=config.hidden_size,
+        parameters=sum(weight.numel() for _, weight in weights),
+    )
+
+
+def attend_without_masks(model: PreTrainedModel) -> None:
+    """Lets fused attention be causal by itself, where no layer has a sliding window.
+
+    Sequences here are single ones, padded on the right at most, so no mask is needed. transformers finds that out from
+    the positions in every forward, and waits for the device to do so.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None:
+        AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
+        model.set_attn_implementation(_CAUSAL)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Lets every decoder layer make its activations again in the backward instead of keeping them."""
+    # The older name is an alias since transformers 5.20.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def base_without_weights(
+    name: str | None, revision: str | None, dtype: torch.dtype | None = None, architecture: JSON | None = None
+) -> Base:
+    """Returns a base on the meta device: its shape, read from its configuration alone.
+
+    Args:
+        name: Of a base on the hub, or a folder.
+        revision: Branch, tag or commit.
+        dtype: Of the weights; the configuration's where not given.
+        architecture: Configuration of a new base, instead of a name.
+
+    Raises:
+        UserError: Its configuration cannot be read.
+    """
+    try:
+        if architecture is not None:
+            config = read_architecture(architecture)
+        else:
+            config = AutoConfig.from_pretrained(str(name), revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise unloadable("configuration", str(name), error) from error
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return Base(model.requires_grad_(False), identity_of(model, name or NEW))

@@ -1,0 +1,138 @@
+"""Finds the gated FFNs of a transformers model: where a neuron's gate row, up row and down column live."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_app.errors import UserError
+
+Projection = Literal["gate", "up", "down"]
+PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
+
+_SEPARATE = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+_FUSED = (("gate_up_proj", "down_proj"),)
+_ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
+
+
+@dataclass(frozen=True, eq=False)
+class GatedFFN:
+    """One FFN(h) = W_down(act(W_gate h) * (W_up h)) of a decoder layer.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        module: The FFN module of transformers.
+        gate: Linear layer that holds the gate rows; the same as ``up`` where the two are fused, gate rows first.
+        up: Linear layer that holds the up rows.
+        down: Linear layer that holds the down columns.
+        act: Elementwise activation with act(x) > 0 exactly where x > 0.
+    """
+
+    layer: int
+    module: nn.Module
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    act: Callable[[Tensor], Tensor]
+
+    @property
+    def neurons(self) -> int:
+        return self.down.in_features
+
+    @property
+    def is_fused(self) -> bool:
+        return self.gate is self.up
+
+    def linear(self, projection: str) -> nn.Linear:
+        """Returns the linear layer that holds a projection."""
+        return getattr(self, projection)
+
+    def gate_of(self, output: Tensor) -> Tensor:
+        """Returns the gate part, (..., N), of what ``self.gate`` put out."""
+        return output[..., : self.neurons]
+
+    def rows_of(self, projection: str, neurons: Tensor) -> Tensor:
+        """Returns where the neurons' vectors lie in a projection's matrix: rows of gate and up, columns of down."""
+        return neurons + self.neurons if projection == "up" and self.is_fused else neurons
+
+    def read(self, projection: str, neurons: Tensor) -> Tensor:
+        """Returns a copy of the neurons' vectors in one projection, (neurons, D)."""
+        weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
+        return (weight[:, index].t() if projection == "down" else weight[index]).detach().clone()
+
+    @torch.no_grad()
+    def write(self, projection: str, neurons: Tensor, vectors: Tensor) -> None:
+        """Rounds ``vectors`` (neurons, D) to the matrix's dtype and writes them in place."""
+        weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
+        vectors = vectors.to(weight.dtype)
+        if projection == "down":
+            weight.index_copy_(1, index, vectors.t())
+        else:
+            weight.index_copy_(0, index, vectors)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Computes the FFN by its defining equation."""
+        gate, up = self.gate(x), self.up(x)
+        if self.is_fused:
+            gate, up = gate[..., : self.neurons], up[..., self.neurons :]
+        return F.linear(self.act(gate) * up, self.down.weight, self.down.bias)
+
+
+def find_gated_ffns(model: PreTrainedModel) -> list[GatedFFN]:
+    """Returns the gated FFN of every decoder layer, in order.
+
+    Raises:
+        UserError: The architecture has no gated FFN in every layer, mixes experts, or computes something else.
+    """
+    architecture = type(model).__name__
+    layers = model.config.get_text_config().num_hidden_layers
+    if any(re.search(r"\bexperts?\b", name) for name, _ in model.named_modules()):
+        raise UserError(f"{architecture} is a mixture of experts; neurons are only known in dense gated FFNs")
+    found = [ffn for name, module in model.named_modules() if (ffn := _as_gated_ffn(name, module)) is not None]
+    if [ffn.layer for ffn in found] != list(range(layers)):
+        raise UserError(
+            f"{architecture} has no gated FFN (gate, up and down projections): found {len(found)} in {layers} layers. "
+            "Llama, Mistral, Cohere, Gemma, Qwen, Phi-3 and models of their kind have one in each"
+        )
+    if len({ffn.neurons for ffn in found}) > 1:
+        raise UserError(f"{architecture} has layers with different numbers of neurons; they are not comparable")
+    _require_equation(found[0], architecture)
+    return found
+
+
+def _as_gated_ffn(name: str, module: nn.Module) -> GatedFFN | None:
+    layer = re.search(r"\.(\d+)\.", f"{name}.")
+    act = next((getattr(module, a) for a in _ACTIVATIONS if callable(getattr(module, a, None))), None)
+    if layer is None or act is None:
+        return None
+    for names in _SEPARATE + _FUSED:
+        linears = [getattr(module, n, None) for n in names]
+        if all(isinstance(linear, nn.Linear) for linear in linears):
+            return GatedFFN(int(layer[1]), module, linears[0], linears[-2], linears[-1], act)  # type: ignore[arg-type]
+    return None
+
+
+@torch.no_grad()
+def _require_equation(ffn: GatedFFN, architecture: str) -> None:
+    """Compares the module with the equation on two inputs: an unknown multiplier must not go unnoticed."""
+    weight = ffn.down.weight
+    if weight.is_meta:
+        return
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, ffn.gate.in_features, generator=generator).to(weight.device, weight.dtype)
+    grid = torch.linspace(-8, 8, 1000, device=weight.device)
+    training = ffn.module.training
+    same = torch.equal(ffn.act(grid) > 0, grid > 0) and torch.allclose(
+        ffn.module.eval()(x).float(), ffn.reference(x).float(), rtol=2e-2, atol=1e-4
+    )
+    ffn.module.train(training)
+    if not same:
+        raise UserError(
+            f"{architecture} has gate, up and down projections but computes something else than "
+            "down(act(gate) * up) from them; it is not supported"
+        )

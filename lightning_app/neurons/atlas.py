@@ -1,0 +1,127 @@
+"""The atlas: activation counts of one model for any number of languages, with where they came from.
+
+Counts are additive, so shards, ranks and later languages are summed or appended; selection needs no model.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_app import __version__
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, digest, load_tensors, save_tensors
+from lightning_app.identity import ModelIdentity
+from lightning_app.languages import Language
+from lightning_app.neurons import lape
+
+_KIND = "activation atlas"
+
+
+@dataclass
+class Atlas:
+    """Activation counts per language.
+
+    Attributes:
+        model: The model that was profiled.
+        tokenizer: Digest of its tokenizer.
+        block_size: Tokens per block; the context length that probabilities were measured at.
+        counts: Per GlotCC code, tokens with a positive gate, int64 (L, N).
+        tokens: Per GlotCC code, tokens counted.
+        sources: Per GlotCC code, the data set and revision the text came from.
+        stability: Per GlotCC code that was counted until its set was stable, ``curve``: pairs of tokens and the overlap
+            of the sets selected from two halves of them, at this ``rate`` and ``quantile``.
+    """
+
+    model: ModelIdentity
+    tokenizer: str
+    block_size: int
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, JSON] = field(default_factory=dict)
+    stability: dict[str, JSON] = field(default_factory=dict)
+
+    def pool_id(self, codes: list[str]) -> str:
+        """Digest over the part of the atlas that a pool of languages reads."""
+        counts = [self.counts[code] for code in sorted(codes)]
+        return digest(self.model.fingerprint, [[code, self.tokens[code]] for code in sorted(codes)], *counts)
+
+    def __contains__(self, language: Language) -> bool:
+        return language.glotcc in self.counts
+
+    def add(self, language: Language, counts_LN: Tensor, tokens: int, source: JSON) -> None:
+        """Adds the counts of a language, summing with what is there already."""
+        code = language.glotcc
+        counts_LN = counts_LN.to("cpu", torch.int64)
+        self.counts[code] = self.counts[code] + counts_LN if code in self.counts else counts_LN
+        self.tokens[code] = self.tokens.get(code, 0) + tokens
+        self.sources[code] = source
+
+    def merge(self, other: "Atlas", where: Path | str) -> None:
+        """Adds every count of ``other``: shards of one language are summed, new languages appended.
+
+        Raises:
+            UserError: ``other`` was counted on another model, with another tokenizer, or in blocks of another size.
+        """
+        other.model.require_same(self.model, "atlas", where)
+        self.require_settings(other.tokenizer, other.block_size, where)
+        shared = self.counts.keys() & other.counts.keys()  # a curve of overlap describes one count, not a sum
+        curves = {**self.stability, **other.stability}
+        self.stability = {code: curve for code, curve in curves.items() if code not in shared}
+        for code, counts_LN in other.counts.items():
+            self.counts[code] = self.counts[code] + counts_LN if code in self.counts else counts_LN
+            self.tokens[code] = self.tokens.get(code, 0) + other.tokens[code]
+            self.sources.setdefault(code, other.sources[code])
+
+    def require_settings(self, tokenizer: str, block_size: int, where: Path | str) -> None:
+        """Raises `UserError` where counts made with these settings would not be comparable with the ones here."""
+        if tokenizer != self.tokenizer:
+            raise UserError(f"atlas {where} was counted with another tokenizer; name another --profiling.atlas")
+        if block_size != self.block_size:
+            raise UserError(
+                f"atlas {where} was counted in blocks of {self.block_size} tokens, asked for {block_size}; "
+                f"set --profiling.block_size {self.block_size} or name another --profiling.atlas"
+            )
+
+    def probability(self, pool: list[Language], where: Path | str = "") -> Tensor:
+        """Returns p as float64 (L, N, K) for the languages of ``pool``, in their order.
+
+        Raises:
+            UserError: A language has not been counted.
+        """
+        missing = [str(language) for language in pool if language not in self]
+        if missing:
+            raise UserError(
+                f"atlas {where} lacks {', '.join(missing)}; it holds {', '.join(self.counts) or 'nothing'}. "
+                "Count them with: python main.py profile"
+            )
+        codes = [language.glotcc for language in pool]
+        counts_LNK = torch.stack([self.counts[code] for code in codes], dim=-1)
+        return lape.activation_probability(counts_LNK, torch.tensor([self.tokens[code] for code in codes]))
+
+    def save(self, path: Path) -> None:
+        """Writes the atlas, atomically."""
+        metadata = {
+            "version": __version__,
+            "model": self.model.as_dict(),
+            "tokenizer": self.tokenizer,
+            "block_size": self.block_size,
+            "tokens": self.tokens,
+            "sources": self.sources,
+            "stability": self.stability,
+        }
+        save_tensors(path, {f"counts.{code}": counts for code, counts in self.counts.items()}, metadata, _KIND)
+
+    @classmethod
+    def load(cls, path: Path) -> "Atlas":
+        """Reads an atlas.
+
+        Raises:
+            UserError: There is none at ``path``, or the file is damaged.
+        """
+        tensors, metadata = load_tensors(path, _KIND)
+        counts = {name.removeprefix("counts."): tensor for name, tensor in tensors.items()}
+        model = ModelIdentity(**metadata["model"])
+        meta = {key: metadata[key] for key in ("tokenizer", "block_size", "tokens", "sources")}
+        return cls(model, counts=counts, stability=metadata.get("stability", {}), **meta)

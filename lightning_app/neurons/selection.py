@@ -1,0 +1,53 @@
+"""Choosing neurons: by a pool's activation counts (LAPE), all of them, or at random for comparison."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_app.errors import UserError
+from lightning_app.languages import Language
+from lightning_app.neurons import lape
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.subnetworks import Subnetworks
+
+_RATES_TO_SUGGEST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def select_subnetworks(atlas: Atlas, pool: list[Language], rate: float, quantile: float) -> Subnetworks:
+    """Selects the subnetworks of all languages of ``pool`` (arXiv 2510.13580, section 3)."""
+    if not 0 < rate <= 1 or not 0 < quantile < 1:
+        raise UserError(f"rate is {rate} and quantile {quantile}; expected 0 < rate <= 1 and 0 < quantile < 1")
+    pairs, tau = lape.select(atlas.probability(pool), rate, quantile)
+    codes = [language.glotcc for language in pool]
+    neurons = dict(zip(codes, map(NeuronSet.from_pairs, pairs), strict=True))
+    return Subnetworks(atlas.model, codes, neurons, rate, quantile, tau, atlas.pool_id(codes))
+
+
+def suggest_rates(atlas: Atlas, pool: list[Language], language: Language, quantile: float) -> str:
+    """Returns a sentence part with the neurons that ``language`` would get at other rates."""
+    sizes = lape.sizes_at_rates(atlas.probability(pool), pool.index(language), _RATES_TO_SUGGEST, quantile)
+    return ", ".join(f"{size} at rate {rate:g}" for rate, size in sizes.items())
+
+
+def all_neurons(layers: int, neurons_per_layer: int) -> NeuronSet:
+    """Returns every neuron of a model; with fewer ``neurons_per_layer``, the first ones of each layer."""
+    return NeuronSet({layer: torch.arange(neurons_per_layer) for layer in range(layers)})
+
+
+def random_neurons(count: int, layers: int, neurons_per_layer: int, seed: int) -> NeuronSet:
+    """Returns ``count`` neurons drawn uniformly over a whole model: the paper's random baseline."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.randperm(layers * neurons_per_layer, generator=generator)[:count]
+    return NeuronSet.from_pairs(torch.stack([flat // neurons_per_layer, flat % neurons_per_layer], dim=1))
+
+
+def random_per_layer(counts: Sequence[int], neurons_per_layer: int, seed: int) -> NeuronSet:
+    """Returns random neurons, as many in each layer as ``counts`` says: a language's own depth, other neurons."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        layer: torch.randperm(neurons_per_layer, generator=generator)[:count]
+        for layer, count in enumerate(counts)
+        if count
+    }
+    return NeuronSet(drawn)

@@ -1,0 +1,134 @@
+"""The subnetworks of a pool of languages: a file of our own, or masks as the paper and LAPE's authors release them."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_app import __version__
+from lightning_app.errors import UserError
+from lightning_app.files import load_tensors, save_tensors
+from lightning_app.identity import ModelIdentity
+from lightning_app.languages import Language, find_language
+from lightning_app.neurons.neuron_set import NeuronSet
+
+_KIND = "subnetwork"
+
+
+@dataclass
+class Subnetworks:
+    """The neurons of every language of a pool, and how they were chosen.
+
+    Attributes:
+        model: The model they belong to; for released masks only what the file itself tells.
+        pool: GlotCC codes of the languages that were compared. The pool changes every set.
+        neurons: The set of each language, by GlotCC code.
+        rate: Share of all neurons taken over the whole pool; None where unknown.
+        quantile: Where the activation threshold lies among all probabilities; None where unknown.
+        tau: The activation threshold; None where unknown.
+        atlas: Digest of the counts they were selected from, or the file the masks came from.
+    """
+
+    model: ModelIdentity
+    pool: list[str]
+    neurons: dict[str, NeuronSet]
+    rate: float | None
+    quantile: float | None
+    tau: float | None
+    atlas: str
+
+    def of(self, language: Language) -> NeuronSet:
+        """Returns the neurons of one language.
+
+        Raises:
+            UserError: The language is not among them.
+        """
+        if language.glotcc not in self.neurons:
+            raise UserError(
+                f"the subnetwork has no {language}; its pool is {' '.join(self.pool)}. Select it again with the "
+                "language in --profiling.languages"
+            )
+        return self.neurons[language.glotcc]
+
+    def to_train(self, language: Language, first_layer: int, where: Path | str) -> NeuronSet:
+        """Returns the neurons of a language from ``first_layer`` up.
+
+        Raises:
+            UserError: There are none, or the model has no such neurons.
+        """
+        every = self.of(language)
+        if not len(every):
+            raise UserError(
+                f"subnetwork {where} holds no neurons for {language}; select it again at a higher --profiling.rate"
+            )
+        neurons = every.from_layer(first_layer)
+        if not len(neurons):
+            raise UserError(
+                f"--model.first_layer is {first_layer}, but the neurons of {language} lie in layers "
+                f"{every.layers[0]} to {every.layers[-1]}"
+            )
+        return neurons
+
+    def save(self, path: Path) -> None:
+        """Writes the subnetworks, atomically."""
+        metadata = {
+            "version": __version__,
+            "model": self.model.as_dict(),
+            "pool": self.pool,
+            "rate": self.rate,
+            "quantile": self.quantile,
+            "tau": self.tau,
+            "atlas": self.atlas,
+        }
+        save_tensors(path, {f"neurons.{code}": each.pairs for code, each in self.neurons.items()}, metadata, _KIND)
+
+    @classmethod
+    def load(cls, path: Path) -> "Subnetworks":
+        """Reads a subnetwork file.
+
+        Raises:
+            UserError: There is none at ``path``, or the file is damaged.
+        """
+        tensors, meta = load_tensors(path, _KIND)
+        neurons = {name.removeprefix("neurons."): NeuronSet.from_pairs(pairs) for name, pairs in tensors.items()}
+        model = ModelIdentity(**meta["model"])
+        return cls(model, meta["pool"], neurons, meta["rate"], meta["quantile"], meta["tau"], meta["atlas"])
+
+
+def read_released_masks(path: Path, languages: list[Language]) -> Subnetworks:
+    """Reads masks as the paper and LAPE's authors release them: a list of languages of a list of layers of indices.
+
+    Such a file says neither model nor languages, so their order has to be given.
+
+    Raises:
+        UserError: The file is not of that form, or holds another number of languages than given.
+    """
+    try:
+        lists = torch.load(path, map_location="cpu", weights_only=True)
+        per_language = [[torch.as_tensor(layer, dtype=torch.int64) for layer in layers] for layers in lists]
+    except FileNotFoundError as error:
+        raise UserError(f"there are no released masks at {path}; check the path") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path} is not a list of languages of lists of layers of neuron indices: {reason}") from error
+    if len(per_language) != len(languages):
+        raise UserError(
+            f"{path} holds the masks of {len(per_language)} languages, but --languages names {len(languages)}; "
+            "name them all, in the order of the file"
+        )
+    model = ModelIdentity(path.name, "", "", len(per_language[0]), 0, 0, 0)
+    neurons = {
+        language.glotcc: NeuronSet(dict(enumerate(layers)))
+        for language, layers in zip(languages, per_language, strict=True)
+    }
+    return Subnetworks(model, list(neurons), neurons, None, None, None, path.name)
+
+
+def read_subnetworks(path: Path, languages: str | None = None) -> Subnetworks:
+    """Reads a subnetwork file, or released masks where their ``languages`` are given as ``mt,af,...``."""
+    if path.suffix in (".pt", ".pth"):
+        if not languages:
+            raise UserError(f"{path.name} does not say its languages; name them in its order: --languages mt,af,is,...")
+        return read_released_masks(path, [find_language(code) for code in languages.split(",")])
+    return Subnetworks.load(path)

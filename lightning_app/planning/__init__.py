@@ -1,0 +1,1 @@
+"""What a run takes, and what is refused, before anything expensive starts."""

@@ -1,0 +1,77 @@
+"""What is refused before text is tokenised, weights are loaded or a step is made: a function for each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from lightning_app.errors import UserError
+from lightning_app.model.base import Base, base_without_weights
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.profiling.settings import ProfilingSettings
+from lightning_app.training.module import SparseSubnetModule
+
+
+@dataclass
+class Checked:
+    """What the checks look at: a run as it is configured, with nothing loaded.
+
+    Attributes:
+        module: The base, and what of it is trained.
+        profiling: Where the neurons come from.
+    """
+
+    module: SparseSubnetModule
+    profiling: ProfilingSettings
+
+    @cached_property
+    def base(self) -> Base:
+        """The base's shape."""
+        return base_without_weights(self.module.base_name, self.module.revision)
+
+    @property
+    def selects_neurons(self) -> bool:
+        """Whether neurons of a base that exists are trained."""
+        return self.module.method.needs_neurons and self.module.base_name is not None
+
+
+def check_base_is_named(run: Checked) -> None:
+    """There is something to train."""
+    if not run.module.base_name and not run.module.architecture:
+        raise UserError("no base model: give --model.base (a hub name or a folder), or --model.architecture")
+
+
+def check_base_has_gated_ffns(run: Checked) -> None:
+    """The base has neurons, as far as its configuration tells."""
+    if run.selects_neurons:
+        find_gated_ffns(run.base.model)
+
+
+def check_subnetwork_is_the_bases(run: Checked) -> None:
+    """The subnetwork file that is named belongs to a model of the base's shape."""
+    path = run.module.subnetwork_path
+    if run.selects_neurons and path is not None:
+        Subnetworks.load(path).model.require_same(run.base.identity, "subnetwork", path)
+
+
+def check_atlas_is_the_bases(run: Checked) -> None:
+    """The atlas that is named, if it exists, belongs to a model of the base's shape."""
+    path = run.profiling.atlas_path
+    if run.selects_neurons and run.module.subnetwork_path is None and path is not None and path.exists():
+        Atlas.load(path).model.require_same(run.base.identity, "atlas", path)
+
+
+CHECKS: tuple[Callable[[Checked], None], ...] = (
+    check_base_is_named,
+    check_base_has_gated_ffns,
+    check_subnetwork_is_the_bases,
+    check_atlas_is_the_bases,
+)
+
+
+def require_checks(module: SparseSubnetModule, profiling: ProfilingSettings) -> None:
+    """Raises the `UserError` of the first check that fails."""
+    run = Checked(module, profiling)
+    for check in CHECKS:
+        check(run)

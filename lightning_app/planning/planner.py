@@ -1,0 +1,241 @@
+"""Works out what a run will take, before it starts, from shapes and sizes alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from datamodules.glotcc import GlotCCDataModule
+from datamodules.order import RunLength
+from datamodules.supply import Supply
+from lightning_app.errors import UserError
+from lightning_app.languages import Language
+from lightning_app.model.base import Base, base_without_weights
+from lightning_app.model.limit import device_rate, forward_flop, frozen_step_flop, known_peak
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.selection import all_neurons
+from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.planning.disk import base_size, look_at_disks
+from lightning_app.planning.memory import Batches, Memory, peak_gib, room_gib, simulate
+from lightning_app.planning.plan import DiskPlan, MemoryPlan, Plan, TimePlan
+from lightning_app.profiling.profiler import find_atlas
+from lightning_app.profiling.settings import ProfilingSettings
+from lightning_app.training.module import SparseSubnetModule
+
+_GIB = 2**30
+_CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 141, 192)
+_KNOWN = ("NVIDIA H100", "NVIDIA A100", "NVIDIA RTX 4090")
+_CONTEXT_GIB = 0.8  # of CUDA and its libraries, and what the allocator loses between blocks
+_FLORES_TOKENS = 40_000  # of dev in one language, about
+_LARGEST_SHARE = 0.25  # of the neurons taken over the whole pool, the most that one language got in the paper
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run would be launched.
+
+    Attributes:
+        dtype: Of the frozen weights.
+        device: Of this process.
+        processes: How many there would be.
+        accumulate: Batches per optimiser step.
+        validate_every: Optimiser steps between validations.
+        max_steps: Optimiser steps at most; -1 where nothing limits them.
+        run_dir: Folder of all runs.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    processes: int
+    accumulate: int
+    validate_every: int
+    max_steps: int
+    run_dir: Path
+
+
+@dataclass
+class Planner:
+    """Works out a plan for the run that these would make. Loads no weights and writes nothing.
+
+    Attributes:
+        module: Which base, and what of it is trained.
+        data: Which text, and how much of it.
+        profiling: The pool of languages and the atlas.
+        launch: On what, and by how many processes.
+    """
+
+    module: SparseSubnetModule
+    data: GlotCCDataModule
+    profiling: ProfilingSettings
+    launch: Launch
+
+    def plan(self) -> Plan:
+        """Returns the plan. Reads configuration, tokenizer and the beginning of uncached texts.
+
+        Raises:
+            UserError: There is no language, no configuration can be read, or the language has no neurons.
+        """
+        module, data = self.module, self.data
+        if not data.shares:
+            raise UserError("no language to plan for: give --language (cy, say) or --config cy.yaml")
+        base, corpus = self._base(), data.corpus
+        identity = base.identity
+        pool = self.profiling.pool(module.language) if module.needs_selection else []
+        atlas = find_atlas(self.profiling, corpus, identity, self.profiling.block_size_on(base)) if pool else None
+        uncounted = [language for language in pool if atlas is None or language not in atlas]
+        neurons, source = self._neurons(base, pool, atlas if not uncounted else None)
+        text: list[Supply] = []
+        counted: list[Supply] = []
+        if corpus.new_vocabulary is None:
+            text = [corpus.supply(share.language, int(data.token_budget * share.share)) for share in data.shares]
+            counted = [corpus.supply(language, self.profiling.tokens_per_language) for language in uncounted]
+        attached = module.method.attach(base.model, neurons)
+        trained = attached.trained_parameters
+        return Plan(
+            model=identity,
+            language=str(module.language or "a mixture"),
+            trained_parameters=trained,
+            neurons=len(neurons) if neurons is not None else None,
+            neurons_from=source or attached.describe(),
+            text=text,
+            profiling_text=counted,
+            memory=self._memory(neurons, is_profiled=bool(uncounted)),
+            time=self._time(base, attached.lowest_layer, text, counted),
+            disk=self._disk(trained, [*text, *counted]),
+        )
+
+    def _base(self) -> Base:
+        module, corpus = self.module, self.data.corpus
+        architecture = module.architecture
+        if architecture is not None:
+            architecture = {"vocab_size": corpus.new_vocabulary or len(corpus.tokenizer), **architecture}
+        dtype = module.method.weight_dtype(self.launch.dtype)
+        return base_without_weights(module.base_name, module.revision, dtype, architecture)
+
+    def _neurons(self, base: Base, pool: list[Language], atlas: Atlas | None) -> tuple[NeuronSet | None, str]:
+        """Returns the neurons to train, where the method needs some, and how they are known."""
+        module, profiling = self.module, self.profiling
+        if not module.method.needs_neurons:
+            return None, ""
+        if module.subnetwork_path is not None:
+            found = Subnetworks.load(module.subnetwork_path)
+            return found.to_train(module.target, module.first_layer, module.subnetwork_path), (
+                f"read from {module.subnetwork_path}"
+            )
+        if atlas is not None:
+            found = profiling.select(atlas, pool)
+            return found.to_train(module.target, module.first_layer, "of the atlas"), "selected from the atlas"
+        identity = base.identity
+        each = max(1, round(profiling.rate * identity.neurons_per_layer * _LARGEST_SHARE))
+        source = f"assumed, a quarter of the {100 * profiling.rate:g} % of all languages; profiling will tell"
+        assumed = all_neurons(identity.layers, each).from_layer(module.first_layer)
+        if not len(assumed):
+            raise UserError(f"--model.first_layer is {module.first_layer}; {identity} has {identity.layers} layers")
+        return assumed, source
+
+    def _memory(self, neurons: NeuronSet | None, is_profiled: bool) -> MemoryPlan:
+        module, data, profiling = self.module, self.data, self.profiling
+        device = self.launch.device
+        batches = Batches(
+            training=(data.batch_size, data.block_size),
+            validation=(data.validation_batch_size, data.block_size),
+            profiling=(profiling.batch_size, profiling.block_size_on(self._base())) if is_profiled else None,
+        )
+
+        def simulated(tried: Batches, recomputes: bool) -> Memory:
+            recomputes = recomputes or module.activation_checkpointing
+            return simulate(self._base().model, module.method, neurons, tried, recomputes)
+
+        memory = simulated(batches, False)
+        # A CPU's process is there already; a GPU's context is not.
+        beside = _CONTEXT_GIB if device.type == "cuda" else peak_gib(device)
+        room, where = room_gib(device)
+        needed = memory.on(device) / _GIB + beside
+        card_gib = memory.most / _GIB + _CONTEXT_GIB
+        return MemoryPlan(
+            sizes=memory,
+            batches=batches,
+            peak_gib=needed,
+            smallest_card_gb=next((gb for gb in _CARDS_GB if gb * 1e9 / _GIB >= card_gib), None),
+            device=where,
+            device_gib=room,
+            advice=_advice(simulated, memory, batches, (room - beside) * _GIB, device) if needed > room else None,
+        )
+
+    def _time(self, base: Base, lowest_layer: int, text: list[Supply], counted: list[Supply]) -> TimePlan:
+        """Returns, per device, the seconds that every phase takes at the limit of frozen training."""
+        launch, data, model = self.launch, self.data, base.model
+        wanted = [min(supply.wanted, (supply.available or supply.wanted) * data.epochs) for supply in text]
+        tokens = sum(wanted) if text else data.token_budget
+        length = RunLength(
+            tokens // data.block_size, data.block_size, data.batch_size, launch.processes, launch.accumulate,
+            launch.max_steps,
+        )  # fmt: skip
+        profiled = sum(min(supply.wanted, supply.available or supply.wanted) for supply in counted)
+        validated = (2 + length.steps // launch.validate_every) * _FLORES_TOKENS * len(data.validation_languages)
+        block_size = self.profiling.block_size_on(base)
+        flop = {
+            "profiling": profiled * forward_flop(model, block_size, range(base.identity.layers)),
+            "training": tokens * frozen_step_flop(model, lowest_layer, data.block_size),
+            "validation": validated * forward_flop(model, data.block_size),
+        }
+        rate, source = device_rate(launch.device, model.dtype)
+        rates = {f"this machine ({source})": rate}
+        if launch.device.type != "cuda":
+            rates |= {name: peak for name in _KNOWN if (peak := known_peak(name)) is not None}
+        limit_s = {
+            name: {phase: each / rate / launch.processes for phase, each in flop.items()}
+            for name, rate in rates.items()
+        }
+        return TimePlan(tokens, profiled, limit_s)
+
+    def _disk(self, trained: int, supplies: list[Supply]) -> DiskPlan:
+        # The target is wanted for training and for profiling, from one cache: the larger of the two.
+        supplies = list({s.language: s for s in sorted(supplies, key=lambda s: s.missing)}.values())
+        name = self.module.base_name
+        base, download = base_size(name, self.module.revision) if name is not None else (0, 0)
+        tokens = sum(4 * supply.missing for supply in supplies)
+        checkpoints = 3 * 12 * trained  # weights and two states in fp32: the best, the last, one being written
+        corpus = self.data.corpus
+        free_bytes, too_small = look_at_disks(
+            (corpus.cache_dir, tokens),
+            (self.launch.run_dir, checkpoints),
+            (Path(constants.HF_HUB_CACHE), download or 0),
+        )
+        return DiskPlan(
+            token_cache_bytes=tokens,
+            checkpoints_bytes=checkpoints,
+            base_bytes=base,
+            base_download_bytes=download,
+            text_download_bytes=sum(supply.download_bytes for supply in supplies),
+            flores_to_download=[language.short for language in self.data.flores_to_download],
+            free_bytes=free_bytes,
+            too_small=too_small,
+        )
+
+
+def _advice(
+    simulated: Callable[[Batches, bool], Memory], memory: Memory, batches: Batches, room: float, device: torch.device
+) -> str:
+    """Returns the keys that make the run fit into ``room`` bytes, those that cost least first, or that none does."""
+    keys: list[str] = []
+    if memory.validation > room:
+        keys.append("--data.validation_batch_size 1")
+        batches = replace(batches, validation=(1, batches.validation[1]))
+    if memory.profiling > room and batches.profiling is not None:
+        keys.append("--profiling.block_size 512 --profiling.batch_size 1")
+        batches = replace(batches, profiling=(1, min(512, batches.profiling[1])))
+    one = replace(batches, training=(1, batches.training[1]))
+    for more, tried, recomputes in (
+        ("", batches, False),
+        ("--data.batch_size 1", one, False),
+        ("--model.activation_checkpointing true", batches, True),
+        ("--data.batch_size 1 --model.activation_checkpointing true", one, True),
+    ):
+        named = [*keys, *([more] if more else [])]
+        if named and (found := simulated(tried, recomputes).on(device)) <= room:
+            return f"{' '.join(named)} makes it fit ({found / _GIB:.2f} GiB)"
+    return f"no key makes it fit: the weights alone take {memory.weights / _GIB:.2f} GiB; take a smaller --model.base"

@@ -1,0 +1,1 @@
+"""Counting a base's activations on the text of several languages."""

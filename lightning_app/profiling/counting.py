@@ -1,0 +1,91 @@
+"""Counting the open gates of one language's text, in two halves that can be compared."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from datamodules.chunking import Blocks
+from datamodules.sources import Identity
+from lightning_app.languages import Language
+from lightning_app.model.ffn import GatedFFN
+from lightning_app.profiling.processes import Processes
+from lightning_app.progress import TokenProgress
+
+
+class GateCounter:
+    """Hooks on the gates that count, per neuron, the tokens with a positive gate; act(x) > 0 exactly where x > 0.
+
+    Attributes:
+        counts_HLN: The counts of two halves of the text, int64 (2, L, N).
+        half: Which of them is being counted.
+    """
+
+    def __init__(self, ffns: list[GatedFFN], device: torch.device) -> None:
+        self.counts_HLN = torch.zeros(2, len(ffns), ffns[0].neurons, dtype=torch.int64, device=device)
+        self.half = 0
+        self._ffns = ffns
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [ffn.gate.register_forward_hook(self._hook(ffn)) for ffn in self._ffns]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, ffn: GatedFFN) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        halves = [counts_LN[ffn.layer] for counts_LN in self.counts_HLN]
+
+        def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # Summing in int32 takes half the time of the default int64.
+            halves[self.half].add_((ffn.gate_of(output) > 0).flatten(0, -2).sum(0, dtype=torch.int32))
+
+        return count
+
+
+class LanguageCount:
+    """The count of one language: its text, and how far it has come.
+
+    Attributes:
+        tokens: Tokens counted so far, by all processes.
+        tokens_per_second: Of all processes, while counting.
+        curve: Tokens and overlap of the two halves' sets, wherever that was looked at.
+    """
+
+    def __init__(self, language: Language, blocks: Blocks, source: Identity, counter: GateCounter) -> None:
+        self.language, self.blocks, self.source = language, blocks, source
+        self.curve: list[tuple[int, float]] = []
+        self.tokens, self.tokens_per_second = 0, 0.0
+        self._counter, self._tokens_H, self._batches, self._done = counter, [0, 0], 0, 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.tokens == self.blocks.tokens
+
+    @torch.no_grad()
+    def advance(self, model: PreTrainedModel, processes: Processes, until: int, batch_size: int) -> None:
+        """Runs this process's blocks up to number ``until`` through the decoder; batches go to the halves in turn."""
+        until = min(until, len(self.blocks))
+        mine = range(processes.rank, until, processes.count)
+        title = f"profiling {self.language}"
+        with self._counter, TokenProgress(title, self.blocks.tokens, self.tokens, processes.is_first) as progress:
+            for first in range(self._done, len(mine), batch_size):
+                batch_BT = torch.stack([self.blocks[i] for i in mine[first : first + batch_size]])
+                self._counter.half = self._batches % 2
+                with processes.forward_context():
+                    model.base_model(input_ids=batch_BT.to(processes.device, non_blocking=True), use_cache=False)
+                self._tokens_H[self._counter.half] += batch_BT.numel()
+                self._batches += 1
+                progress.advance(batch_BT.numel() * processes.count)
+            self.tokens_per_second = progress.tokens_per_second or self.tokens_per_second
+        self._done, self.tokens = len(mine), until * self.blocks.tokens // len(self.blocks)
+
+    def halves(self, processes: Processes) -> tuple[Tensor, Tensor]:
+        """Returns counts (2, L, N) and tokens (2,) of both halves, summed over processes, on the CPU. Collective."""
+        counts_HLN = processes.sum(self._counter.counts_HLN)
+        tokens_H = processes.sum(torch.tensor(self._tokens_H, device=counts_HLN.device))
+        return counts_HLN.cpu(), tokens_H.cpu()

@@ -1,0 +1,73 @@
+"""Which languages are compared, on how much text, and how neurons are chosen from the counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_app.errors import UserError
+from lightning_app.languages import PAPER_LANGUAGES, Language, find_language
+from lightning_app.model.base import Base
+from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.selection import select_subnetworks
+from lightning_app.neurons.subnetworks import Subnetworks
+
+
+@dataclass(frozen=True)
+class ProfilingSettings:
+    """The keys under ``profiling``.
+
+    Args:
+        languages: The pool that neurons are compared over; the target is added where it is missing. The pool changes
+            every set.
+        tokens_per_language: Tokens to count, at most.
+        block_size: Tokens per block; at most the model's context length.
+        batch_size: Blocks per forward pass and device.
+        rate: Share of all neurons to take, over the whole pool.
+        quantile: Where the activation threshold lies among all activation probabilities.
+        stop_when_stable: Stop counting a language once the sets selected from two halves of its text overlap (Jaccard)
+            by this much, 0.99 say. The curve of overlap against tokens is kept in the atlas.
+        atlas: Atlas file to read and extend; one is kept under ``data.cache_dir`` where not given.
+
+    Raises:
+        UserError: A number is out of its range.
+    """
+
+    languages: Sequence[str] = PAPER_LANGUAGES
+    tokens_per_language: int = 13_000_000
+    block_size: int = 4096
+    batch_size: int = 1
+    rate: float = 0.05
+    quantile: float = 0.95
+    stop_when_stable: float | None = None
+    atlas: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.tokens_per_language, self.block_size, self.batch_size) < 1:
+            raise UserError("--profiling.tokens_per_language, block_size and batch_size must be above zero")
+        if not 0 < self.rate <= 1 or not 0 < self.quantile < 1:
+            raise UserError(
+                f"--profiling.rate is {self.rate} and quantile {self.quantile}; expected 0 < rate <= 1, "
+                "0 < quantile < 1"
+            )
+        if self.stop_when_stable is not None and not 0 < self.stop_when_stable <= 1:
+            raise UserError(
+                f"--profiling.stop_when_stable is {self.stop_when_stable}; expected an overlap above 0, up to 1"
+            )
+
+    @property
+    def atlas_path(self) -> Path | None:
+        """The atlas file that is named."""
+        return Path(self.atlas) if self.atlas else None
+
+    def pool(self, target: Language | None) -> list[Language]:
+        """Returns the languages to compare, the target among them."""
+        pool = [find_language(code) for code in self.languages]
+        return pool if target is None or target in pool else [*pool, target]
+
+    def block_size_on(self, base: Base) -> int:
+        """Returns tokens per block: as asked for, or the model's context where that is shorter."""
+        return min(base.context or self.block_size, self.block_size)
+
+    def select(self, atlas: Atlas, pool: list[Language]) -> Subnetworks:
+        """Returns the neurons of every language of ``pool``."""
+        return select_subnetworks(atlas, pool, self.rate, self.quantile)

@@ -1,0 +1,101 @@
+"""What people read about a plan."""
+
+from datamodules.supply import Supply
+from lightning_app.planning.plan import DiskPlan, MemoryPlan, Plan, TimePlan
+from lightning_app.progress import duration, short
+
+_GIB = 2**30
+
+
+def format_plan(plan: Plan) -> str:
+    """Returns a plan as text."""
+    trained, every = plan.trained_parameters, plan.model.parameters
+    neurons = f"{plan.neurons} neurons ({plan.neurons_from})" if plan.neurons is not None else plan.neurons_from
+    lines = [
+        f"plan: {plan.language} on {plan.model.name}",
+        "",
+        f"trained     {neurons}",
+        f"            {short(trained)} of {short(every)} parameters, {100 * trained / every:.2f} %",
+        "",
+        *_format_memory(plan.memory),
+        "",
+        *_format_supplies("text", plan.text),
+        *_format_supplies("profiling", plan.profiling_text),
+    ]
+    if not plan.text and not plan.profiling_text:
+        lines.append("text        not looked at: the tokenizer is still to be trained")
+    return "\n".join([*lines, "", *_format_time(plan.time), "", *_format_disk(plan.disk, bool(plan.text))])
+
+
+def _format_memory(memory: MemoryPlan) -> list[str]:
+    sizes, batches = memory.sizes, memory.batches
+    rows = [
+        ("weights", sizes.weights, ""),
+        ("trained weights, states", sizes.neurons, "with gradients"),
+        ("activations", sizes.activations, "kept for the backward"),
+        ("logits", sizes.logits, "a chunk at a time"),
+        ("peak of training", sizes.training, _batch(batches.training)),
+        ("peak of validation", sizes.validation, _batch(batches.validation)),
+    ]
+    rows += [("peak of profiling", sizes.profiling, _batch(batches.profiling))] if batches.profiling else []
+    there = f"{memory.device} has {_size(memory.device_gib)}"
+    rows.append(("of the whole process", round(memory.peak_gib * _GIB), there))
+    lines = [
+        f"{'memory' if i == 0 else '':<12}{name:<26}{_size(size / _GIB):>10}  {note}".rstrip()
+        for i, (name, size, note) in enumerate(rows)
+    ]
+    card = memory.smallest_card_gb
+    lines.append(f"{'':<12}fits a GPU of {card} GB" if card else f"{'':<12}fits no single GPU")
+    if memory.advice:
+        lines.append(f"warning: this does not fit {memory.device}; {memory.advice}")
+    return lines
+
+
+def _batch(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} tokens"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{1024 * gib:.1f} MiB"
+
+
+def _format_supplies(title: str, supplies: list[Supply]) -> list[str]:
+    lines = []
+    for i, supply in enumerate(supplies):
+        if supply.cached >= supply.wanted:
+            there = "all cached"
+        elif supply.available is None:
+            there = f"{short(supply.cached)} cached; the source is out of reach"
+        else:
+            about = "" if supply.is_exact else "about "
+            there = f"{short(supply.cached)} cached, {about}{short(supply.available)} in all"
+        load = f", {short(supply.download_bytes)}B to read over the network" if supply.download_bytes else ""
+        name, wanted = f"{title if i == 0 else '':<12}{supply.language}", f"{short(supply.wanted)} tokens wanted"
+        lines.append(f"{name:<38}{wanted}: {there}{load}")
+    return lines
+
+
+def _format_time(time: TimePlan) -> list[str]:
+    tokens = f"{short(time.tokens)} tokens of training, {short(time.profiled_tokens)} of profiling"
+    lines = [f"time        {tokens}; at half the limit"]
+    for name, phases in time.limit_s.items():
+        parts = [f"{phase} {duration(2 * seconds)}" for phase, seconds in phases.items() if seconds]
+        lines.append(f"{'':<12}{name}: {', '.join(parts)}")
+    return lines
+
+
+def _format_disk(disk: DiskPlan, is_text_known: bool) -> list[str]:
+    load = disk.base_download_bytes
+    base = "unknown size" if load is None else f"{short(load)}B to download" if load else "nothing to download"
+    tokens = "no tokens to make" if is_text_known else "tokens not known yet"
+    if disk.token_cache_bytes:
+        network = f" from {short(disk.text_download_bytes)}B over the network" if disk.text_download_bytes else ""
+        tokens = f"{short(disk.token_cache_bytes)}B of tokens to make{network}"
+    checkpoints, free = f"{short(disk.checkpoints_bytes)}B of checkpoints", f"{short(disk.free_bytes)}B free"
+    lines = [f"disk        base: {base}; {tokens}; {checkpoints}; {free}"]
+    flores = " ".join(disk.flores_to_download)
+    lines.append(f"{'':<12}FLORES {f'to download for {flores}' if flores else 'of every validation language is here'}")
+    if disk.too_small:
+        places = ", ".join(disk.too_small)
+        lines.append(f"warning: the disk of {places} is too small; set --data.cache_dir, --run_dir or HF_HOME")
+    return lines

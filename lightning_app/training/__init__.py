@@ -1,0 +1,1 @@
+"""Lightning's module and trainer for this method, validation losses and compilation."""

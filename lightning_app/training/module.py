@@ -1,0 +1,309 @@
+"""The LightningModule: a frozen causal language model, of which a method trains a part."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from datamodules.glotcc import Batch, GlotCCDataModule
+from lightning_app.adapted import Adaptation, load_adapted
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, load_checkpoint
+from lightning_app.languages import Language, find_language
+from lightning_app.methods.method import Attached, Weights
+from lightning_app.methods.registry import DEFAULT, METHODS, build_method
+from lightning_app.model.base import (
+    Base,
+    attend_without_masks,
+    base_dtype,
+    load_base,
+    new_base,
+    recompute_activations,
+)
+from lightning_app.model.loss import IGNORED, OutputHead, token_loss_sum
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.training.compilation import compile_layers, require_compiler
+from lightning_app.training.metrics import LanguageLoss, Losses, validation_figures
+from lightning_app.training.trainer import NeuroglotTrainer
+
+
+class SparseSubnetModule(LightningModule):
+    """Loads a base, freezes it and trains a part of it by a method (arXiv 2510.13580, section 3).
+
+    Frozen weights stay bit-identical. Checkpoints hold the trained weights and what they are, never the base.
+
+    Args:
+        base: Causal language model on the hub, or a folder.
+        revision: Branch, tag or commit of the base.
+        architecture: transformers configuration of a new base (``model_type`` and its keys), instead of ``base``.
+        method: What is trained, and how; see ``lightning_app/methods``.
+        first_layer: Train only neurons from this layer up; the layers below run without a graph, which is faster and
+            keeps fewer activations, but is another method than the paper's.
+        subnetwork: Subnetwork file; selected from the atlas where not given.
+        language: Target language.
+        lr: Learning rate of AdamW.
+        weight_decay: Of AdamW, on trained weights only.
+        betas: Of AdamW.
+        warmup_steps: Steps of linear warm-up.
+        schedule: What the rate does after the warm-up.
+        activation_checkpointing: Recompute activations in the backward: less memory, about a third slower.
+        compile: Train through torch.compile, layer by layer; the first steps take minutes. Validation does not.
+        method_keys: Keys of the methods; each reads its own.
+
+    Attributes:
+        checkpoint: What to go on from in ``fit``, or the adapted model to measure in any other verb; None for neither.
+        subnetworks: The pool that the neurons were selected from, where that is known.
+        neurons: The neurons to train, where the method needs some, once they are known.
+        attached: The method at work, in ``fit``.
+    """
+
+    def __init__(
+        self,
+        base: str | None = "meta-llama/Llama-3.1-8B",
+        revision: str | None = None,
+        architecture: JSON | None = None,
+        method: str = DEFAULT,
+        first_layer: int = 0,
+        subnetwork: str | None = None,
+        language: str | None = None,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        **method_keys: object,
+    ) -> None:
+        super().__init__()
+        self.base_name, self.revision, self.architecture = base, revision, architecture
+        self.method, self.first_layer = build_method(method, method_keys), first_layer
+        self.subnetwork_path = Path(subnetwork) if subnetwork else None
+        self.language = find_language(language) if language else None
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.activation_checkpointing, self.is_compiled = activation_checkpointing, compile
+        self.strict_loading = False
+        self.checkpoint: Path | None = None
+        self.subnetworks: Subnetworks | None = None
+        self.neurons: NeuronSet | None = None
+        self.attached: Attached | None = None
+        self._base: Base | None = None
+        self._checked_gradients = self._checked_head = False
+        if base is not None and architecture is not None:
+            raise UserError(f"--model.base is {base} and --model.architecture is given too; expected one of the two")
+        if architecture is not None and not self.method.trains_new_base:
+            able = " or ".join(name for name, each in METHODS.items() if each.trains_new_base)
+            raise UserError(f"a new base from --model.architecture has nothing to adapt yet; set --model.method {able}")
+
+    @property
+    def base(self) -> Base:
+        """The base with its live weights, loaded on first use."""
+        if self._base is None:
+            self._base = self._load()
+            attend_without_masks(self._base.model)
+            self.model = self._base.model  # a part of this module, which Lightning moves to the device
+        return self._base
+
+    def _load(self) -> Base:
+        dtype = base_dtype(str(self.trainer.precision))
+        if self.checkpoint is not None and self._running.state.fn != "fit":
+            adapted = load_adapted(self.checkpoint, self.base_name, self.revision, dtype)
+            return Base(adapted.model, adapted.base)
+        dtype = self.method.weight_dtype(dtype)
+        if self.architecture is not None:
+            return new_base(self.architecture, self.data.tokenizer, dtype)
+        return load_base(cast(str, self.base_name), self.revision, dtype)
+
+    @property
+    def _running(self) -> NeuroglotTrainer:
+        return cast(NeuroglotTrainer, self.trainer)
+
+    @property
+    def data(self) -> GlotCCDataModule:
+        """The text that this module is trained and measured on."""
+        return self._running.datamodule
+
+    @property
+    def target(self) -> Language:
+        """The language to adapt to.
+
+        Raises:
+            UserError: None is given.
+        """
+        if self.language is None:
+            raise UserError("no language to adapt to: give --language (cy, say) or --config cy.yaml")
+        return self.language
+
+    @property
+    def needs_selection(self) -> bool:
+        """Whether nothing says yet which neurons to train, and the method needs some."""
+        is_named = self.subnetwork_path is not None or self.checkpoint is not None
+        return self.method.needs_neurons and self.neurons is None and not is_named
+
+    def train_neurons(self, subnetworks: Subnetworks, where: Path | str) -> None:
+        """Takes the neurons to train: those of the target language, from ``first_layer`` up.
+
+        Raises:
+            UserError: They belong to another model, or the language has none.
+        """
+        subnetworks.model.require_same(self.base.identity, "subnetwork", where)
+        neurons = subnetworks.to_train(self.target, self.first_layer, where)
+        neurons.require_within(self.base.identity, where)
+        self.subnetworks, self.neurons = subnetworks, neurons
+
+    def setup(self, stage: str) -> None:
+        """Takes the neurons that a key or the checkpoint names, where a callback has not selected them."""
+        if stage != "fit" or not self.method.needs_neurons or self.neurons is not None:
+            return
+        if self.subnetwork_path is not None:
+            self.train_neurons(Subnetworks.load(self.subnetwork_path), self.subnetwork_path)
+        elif self.checkpoint is not None:
+            self.neurons = Adaptation.read(load_checkpoint(self.checkpoint, is_mapped=True)).neurons
+
+    def configure_model(self) -> None:
+        """Builds the base, and in ``fit`` puts the method to work. Does nothing the second time."""
+        if self.attached is not None:
+            return
+        model = self.base.model
+        self.losses = nn.ModuleList(LanguageLoss() for _ in self.data.validation_languages)
+        self.head = OutputHead.of(model)
+        is_trained = self._running.state.fn == "fit"
+        if is_trained:
+            if self.activation_checkpointing:
+                recompute_activations(model)
+            self.attached = self.method.attach(model, self.neurons)
+            if self.is_compiled:
+                require_compiler(self._running.strategy.root_device)
+                compile_layers(model, self.attached)
+        model.train(is_trained)
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Returns the decoder's last hidden states, (B, T, D), without making logits."""
+        # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
+        with torch.compiler.set_stance("default" if self.training else "force_eager"):
+            return self.base.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def _loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns summed nats and the number of predicted tokens; position t predicts token t + 1."""
+        hidden = self.hidden_states(batch["input_ids"])
+        labels = batch["labels"][:, 1:]
+        return token_loss_sum(hidden[:, :-1], self.head, labels), (labels != IGNORED).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the mean loss per token of a batch, in nats; twice, because Lightning scales ``loss`` in place."""
+        nats, tokens = self._loss_sum(batch)
+        return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
+
+    def _at_work(self) -> Attached:
+        if self.attached is None:
+            raise RuntimeError("nothing is trained outside of fit")
+        return self.attached
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Returns the method's optimiser, and the schedule where it is not constant."""
+        optimizer = self._at_work().optimizer(lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        if self.schedule == "constant" and self.warmup_steps == 0:
+            return optimizer
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        schedule = cast(LambdaLR, get_scheduler(name, optimizer, self.warmup_steps, self._running.length.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Checks once that masked gradients are masked."""
+        if not self._checked_gradients:
+            self._at_work().require_frozen_gradients_zero()
+            self._checked_gradients = True
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
+    ) -> None:
+        """Steps, then brings the live weights up to date."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._at_work().after_step()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch of FLORES blocks to its language's loss."""
+        if not self._checked_head:
+            self.head.require_agreement(self.base.model, batch["input_ids"][:1, :8])
+            self._checked_head = True
+        nats, tokens = self._loss_sum(batch)
+        cast(LanguageLoss, self.losses[dataloader_idx]).update(nats, tokens, batch["text_bytes"])
+
+    def losses_now(self) -> Losses:
+        """Returns the losses of the validation that has just run over all processes. Collective the first time."""
+        pairs = zip(self.data.validation_languages, self.losses, strict=True)
+        return {language.short: cast(LanguageLoss, metric).compute().tolist() for language, metric in pairs}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss and bits per byte of every language."""
+        shares = {share.language.short: share.share for share in self.data.shares}
+        figures = validation_figures(self.losses_now(), shares)
+        # Under this name Lightning takes the step from us; its own count lags by one during validation.
+        figures["step"] = float(self.global_step)
+        self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
+        for metric in self.losses:
+            cast(LanguageLoss, metric).reset()
+
+    test_step = validation_step  # on devtest
+    on_test_epoch_end = on_validation_epoch_end
+
+    @torch.no_grad()
+    def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, str]:
+        """Continues a prompt greedily by up to 64 tokens."""
+        tokenizer = self.data.tokenizer
+        ids = tokenizer(batch[0], return_tensors="pt", return_token_type_ids=False).to(self.device)
+        generate = cast(Callable[..., Tensor], self.base.model.generate)
+        out = generate(
+            **ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id
+        )
+        continuation = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        return {"prompt": batch[0], "continuation": str(continuation)}
+
+    def state_dict(self, *args: object, **kwargs: object) -> Weights:
+        """Returns the trained weights alone; see `Attached.weights`."""
+        return self.attached.weights() if self.attached is not None else {}
+
+    def load_state_dict(self, state_dict: Weights, strict: bool = True, assign: bool = False) -> None:
+        """Takes over trained weights whose names and shapes match exactly.
+
+        Raises:
+            UserError: They do not.
+        """
+        mine = self.state_dict()
+        if {name: w.shape for name, w in mine.items()} != {name: w.shape for name, w in state_dict.items()}:
+            raise UserError(
+                f"the checkpoint's {len(state_dict)} weights do not fit the {len(mine)} of this run; "
+                "they were made with other --model keys, another subnetwork or another base"
+            )
+        self._at_work().load_weights({name: w.to(mine[name].device) for name, w in state_dict.items()})
+
+    def _adaptation(self) -> Adaptation:
+        language = self.language.glotcc if self.language is not None else None
+        tokenizer = self.data.tokenizer.name_or_path
+        return Adaptation.of(self.base, self.architecture, tokenizer, language, self.method, self._at_work())
+
+    def on_save_checkpoint(self, checkpoint: JSON) -> None:
+        """Writes into the checkpoint what its weights are."""
+        self._adaptation().write(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: JSON) -> None:
+        """Checks that the checkpoint belongs to this base, these neurons and this method.
+
+        Raises:
+            UserError: It does not.
+        """
+        Adaptation.read(checkpoint).require_same(self._adaptation())

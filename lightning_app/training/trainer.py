@@ -1,0 +1,126 @@
+"""The Trainer: Lightning's, with the settings this method needs and atomic checkpoints."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from datamodules.glotcc import GlotCCDataModule
+from datamodules.order import RunLength
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, load_checkpoint, save_checkpoint
+from lightning_app.model.base import base_dtype
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target, syncs and renames: a killed save leaves the previous file whole."""
+
+    def save_checkpoint(self, checkpoint: JSON, path: _PATH, storage_options: object = None) -> None:
+        """Saves ``checkpoint`` to ``path``."""
+        save_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: _PATH, map_location: object = None, weights_only: bool | None = None) -> JSON:
+        """Loads a checkpoint to the CPU, tensors and plain data only; raises `UserError` where it cannot."""
+        return load_checkpoint(Path(path))
+
+
+class NeuroglotTrainer(Trainer):
+    """Lightning's Trainer for one pass over the token budget.
+
+    Validation runs before training (the values that changes are shown against), every ``validate_every`` optimiser
+    steps, and after the last one.
+
+    Args:
+        precision: ``bf16-mixed`` (frozen weights bf16, trained ones and optimiser states fp32), ``32-true`` or
+            ``64-true``.
+        accumulate_grad_batches: Batches per optimiser step.
+        gradient_clip_val: Longest gradient over all that is trained.
+        validate_every: Optimiser steps between validations; the best and the last checkpoint are saved then.
+        log_every_n_steps: Batches between lines of metrics.
+        accelerator: ``cpu``, ``gpu`` or ``auto``.
+        devices: Processes on each node, one a device; -1 takes all there are.
+        plugins: More plugins for Lightning.
+        kwargs: Lightning's other keys.
+    """
+
+    datamodule: GlotCCDataModule
+    callbacks: list[Callback]
+    log_every_n_steps: int
+
+    def __init__(
+        self,
+        *args: Any,
+        precision: str = "bf16-mixed",
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = 1.0,
+        validate_every: int = 500,
+        log_every_n_steps: int = 10,
+        accelerator: str = "auto",
+        devices: list[int] | str | int = 1,
+        plugins: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if validate_every < 1 or accumulate_grad_batches < 1:
+            raise UserError("--trainer.validate_every and --trainer.accumulate_grad_batches must be above zero")
+        base_dtype(precision)
+        own: list[Any] = [AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            require_srun()
+            # Lightning's requeue saves inside the signal handler, which can deadlock; the same command resumes anyway.
+            own.append(SLURMEnvironment(auto_requeue=False))
+        given = plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
+        super().__init__(
+            *args,
+            precision=precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            log_every_n_steps=log_every_n_steps,
+            accelerator=accelerator,
+            devices=devices,
+            plugins=[*own, *given],
+            # One pass over an order that holds every epoch: a position is then one number, whatever it is counted in.
+            max_epochs=1,
+            min_epochs=None,
+            # The length of a run is the data module's; another one here would end it elsewhere.
+            min_steps=None,
+            # Repeats a few batches for ever: the position in the text would no longer be true.
+            overfit_batches=0.0,
+            # A loader made anew would begin at the position of the checkpoint again.
+            reload_dataloaders_every_n_epochs=0,
+            # Validation is counted in batches over the whole run, not within an epoch.
+            check_val_every_n_epoch=None,
+            val_check_interval=validate_every * accumulate_grad_batches,
+            # The check before training is the measurement of the base: all of it, not a few batches.
+            num_sanity_val_steps=-1,
+            # The data module shards by itself: Lightning's sampler pads, and would count some sentences twice.
+            use_distributed_sampler=False,
+            # Tensors made in inference mode cannot be saved for a backward afterwards: cached rotary tables are.
+            inference_mode=False,
+            # Our own line says what is trained, and Lightning's would count a frozen base for minutes.
+            enable_model_summary=False,
+            # A run that cannot be resumed is none.
+            enable_checkpointing=True,
+            # Would take away the callbacks that a run is made of.
+            barebones=False,
+            **kwargs,
+        )
+        self.validate_every = validate_every
+
+    @property
+    def length(self) -> RunLength:
+        """How long the run is: the token budget's length, or ``max_steps`` where that is less."""
+        return self.datamodule.length
+
+
+def require_srun() -> None:
+    """Raises `UserError` where a SLURM allocation of several tasks runs this program without srun."""
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise UserError(
+            f"this SLURM allocation has {tasks} tasks but the program was not started by srun, so the others would "
+            "never join; put srun in front of the command"
+        )
