@@ -31,7 +31,7 @@ class LAPEProfiling(Callback):
             return
         device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         processes = Processes(trainer.global_rank, trainer.world_size, device, context)
-        pl_module.base.ready_on(device)
+        pl_module.base.prepare_on(device)
         profiler = Profiler(self.settings, pl_module.base, trainer.datamodule.corpus, processes)
         pool = self.settings.pool(pl_module.target)
         atlas, path = profiler.count(pool)

@@ -17,7 +17,7 @@ from lightning_app import __version__
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
 from lightning_app.identity import ModelIdentity
-from lightning_app.methods.method import Attached, Method
+from lightning_app.methods.method import Method
 from lightning_app.methods.registry import build_method
 from lightning_app.model.base import Base, load_base, load_tokenizer, new_base
 from lightning_app.neurons.neuron_set import NeuronSet
@@ -49,14 +49,6 @@ class Adaptation:
     method: Method
     trained: JSON
     neurons: NeuronSet | None
-
-    @classmethod
-    def of(
-        cls, base: Base, architecture: JSON | None, tokenizer: str, language: str | None, method: Method, at: Attached
-    ) -> "Adaptation":
-        """Returns what a run makes of ``base`` with a method ``at`` work."""
-        dtype = str(base.model.dtype).removeprefix("torch.")
-        return cls(base.identity, architecture, dtype, tokenizer, language, method, at.identity(), at.neurons)
 
     @classmethod
     def read(cls, checkpoint: JSON) -> "Adaptation":

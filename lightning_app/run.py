@@ -18,11 +18,20 @@ _TRAINER_KEYS = (
 _FOLDER_FROM_LAUNCHER = "NEUROGLOT_RUN_FOLDER"
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Every path in the folder of a run, and what they say of it. The folder may not exist yet."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration, usable as --config
+        self.record_file = path / "run.json"  # versions, identities and state
+        self.metrics = path / "metrics.jsonl"  # one line per logged step; tensorboard/ has the same
+        self.subnetworks = path / "subnetwork.safetensors"  # the pool that the trained neurons were selected from
+        self.checkpoints = path / "checkpoints"  # best-step...-loss....ckpt and last.ckpt
+        self.last_checkpoint = self.checkpoints / "last.ckpt"  # what a killed run goes on from
+        self.summary = path / "summary.md"  # what changed
+        self.predictions = path / "predictions.jsonl"  # what predict continued
+        self.model = path / "model"  # a transformers folder, of methods that make a whole model
 
     def __str__(self) -> str:
         return str(self.path)
@@ -46,51 +55,6 @@ class RunFolder:
                 "cy.yaml, or measure a base with: python main.py validate --config cy.yaml"
             )
         return max(folders, key=lambda folder: folder.record_file.stat().st_mtime)
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, usable as --config."""
-        return self.path / "config.yaml"
-
-    @property
-    def record_file(self) -> Path:
-        """Versions, identities and state."""
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per logged step; tensorboard/ has the same."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def subnetworks(self) -> Path:
-        """The neurons of every language of the pool that the trained ones were selected from."""
-        return self.path / "subnetwork.safetensors"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of best-step...-loss....ckpt and last.ckpt."""
-        return self.path / "checkpoints"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """What a killed run goes on from."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def summary(self) -> Path:
-        """What changed."""
-        return self.path / "summary.md"
-
-    @property
-    def predictions(self) -> Path:
-        """What ``predict`` continued."""
-        return self.path / "predictions.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """A transformers folder, of methods that make a whole model."""
-        return self.path / "model"
 
     def best_checkpoint(self) -> Path | None:
         """Returns the best checkpoint: the newest, because one is only written where it is better than all before."""
@@ -133,12 +97,10 @@ class Run:
     is_complete: bool = False
 
     @property
-    def subnetworks(self) -> Path | None:
+    def subnetworks(self) -> str | None:
         """The pool's neurons that a resumed run takes over: those beside its checkpoint, or of its own folder."""
-        if self.checkpoint is None:
-            return None
-        places = (RunFolder.of(self.checkpoint).subnetworks, self.folder.subnetworks)
-        return next((path for path in places if path.is_file()), None)
+        places = [RunFolder.of(self.checkpoint).subnetworks, self.folder.subnetworks] if self.checkpoint else []
+        return next((str(path) for path in places if path.is_file()), None)
 
 
 def configuration_digest(config: JSON) -> str:

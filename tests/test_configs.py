@@ -5,7 +5,7 @@ import pytest
 
 from lightning_app.cli import main
 from lightning_app.cli.configs import CONFIGS, resolve_configs
-from lightning_app.cli.measure import add_newest_run
+from lightning_app.cli.measure import _add_newest_run
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
 from lightning_app.run import choose_run
@@ -42,9 +42,9 @@ def test_a_file_in_the_working_directory_wins_over_the_shipped_one(tmp_path, mon
 def test_only_a_measuring_verb_that_names_no_model_takes_the_newest_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments in (["--config", "cy.yaml"], ["--model.base=x", "--language=cy"], ["--ckpt_path=x.ckpt"], ["--help"]):
-        assert add_newest_run(arguments) == arguments
+        assert _add_newest_run(arguments) == arguments
     with pytest.raises(UserError, match="there is no run"):
-        add_newest_run([])
+        _add_newest_run([])
 
 
 def a_run_with_a_checkpoint(folder, configuration="c"):
@@ -63,7 +63,7 @@ def test_under_srun_never_means_a_folder_of_the_job_that_a_requeue_goes_on_in(tm
     assert choose_run(tmp_path, "cy", "c", "never", is_named=True).checkpoint is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     again = choose_run(tmp_path, "cy", "c", "never", is_named=True)
-    assert (again.folder, again.checkpoint) == (run.folder, run.folder.last_checkpoint)
+    assert (again.folder.path, again.checkpoint) == (run.folder.path, run.folder.last_checkpoint)
 
 
 def test_a_folder_with_another_configuration_is_refused_only_once_it_holds_work(tmp_path):

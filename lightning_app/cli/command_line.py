@@ -2,14 +2,16 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 from lightning_app.cli.configs import resolve_configs
 from lightning_app.cli.fit import FIT, fit
-from lightning_app.cli.measure import PREDICT, TEST, VALIDATE, add_newest_run, measure
+from lightning_app.cli.measure import PREDICT, TEST, VALIDATE, measure
 from lightning_app.cli.parser import HELP_ALL, Verb
 from lightning_app.cli.plan import PLAN, plan
 from lightning_app.cli.profile import PROFILE, profile
@@ -17,13 +19,12 @@ from lightning_app.cli.subnetwork import SUBNETWORK, subnetwork
 from lightning_app.errors import UserError, did_you_mean
 from lightning_app.files import is_disk_full
 
-VERBS: tuple[Verb, ...] = (FIT, VALIDATE, TEST, PREDICT, PROFILE, PLAN, SUBNETWORK)
-_MEASURING = (VALIDATE, TEST, PREDICT)
-_OTHERS: dict[str, Callable[[list[str], bool], None]] = {
-    FIT.name: fit,
-    PROFILE.name: profile,
-    PLAN.name: plan,
-    SUBNETWORK.name: subnetwork,
+VERBS: dict[str, tuple[Verb, Callable[[list[str], bool], None]]] = {
+    FIT.name: (FIT, fit),
+    **{verb.name: (verb, partial(measure, verb)) for verb in (VALIDATE, TEST, PREDICT)},
+    PROFILE.name: (PROFILE, profile),
+    PLAN.name: (PLAN, plan),
+    SUBNETWORK.name: (SUBNETWORK, subnetwork),
 }
 
 
@@ -46,25 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    verb = next((verb for verb in VERBS if verb.name == name), None)
-    if verb is None:
-        names = [verb.name for verb in VERBS]
-        raise UserError(f"there is no verb '{name}'; expected one of {', '.join(names)}{did_you_mean(name, names)}")
+    if name not in VERBS:
+        raise UserError(f"there is no verb '{name}'; expected one of {', '.join(VERBS)}{did_you_mean(name, VERBS)}")
     shows_all = HELP_ALL in arguments
     arguments = resolve_configs(["--help" if argument == HELP_ALL else argument for argument in arguments])
-    if verb in _MEASURING:
-        arguments = add_newest_run(arguments)
     sys.argv[1:] = [name, *arguments]  # what a launcher of more processes starts again
-    if verb in _MEASURING:
-        measure(verb, arguments, shows_all)
-    else:
-        _OTHERS[name](arguments, shows_all)
+    VERBS[name][1](arguments, shows_all)
 
 
 def _overview() -> str:
     lines = ["Neuroglot: teach a language model a language by training only the neurons that speak it.", ""]
     lines += ["usage: python main.py VERB [--config FILE]... [--KEY VALUE]...", ""]
-    lines += [f"  {verb.name:<12}{verb.does.partition(';')[0].partition(':')[0].rstrip('.')}" for verb in VERBS]
+    lines += [f"  {name:<12}{re.split('[;:]', verb.does)[0].rstrip('.')}" for name, (verb, _) in VERBS.items()]
     return "\n".join([*lines, "", "python main.py VERB --help shows the keys of a verb."])
 
 

@@ -1,67 +1,116 @@
-"""LightningCLI for the verbs that a Trainer runs: parses, instantiates, and gives the Trainer its callbacks."""
+"""LightningCLI for one verb: parses its arguments and instantiates what the keys describe."""
 
+from typing import cast
+
+from jsonargparse import ActionYesNo
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.cli.parser import Parser
+from lightning_app.cli.configs import CONFIGS
+from lightning_app.cli.parser import Parser, Verb
 from lightning_app.errors import UserError
+from lightning_app.methods.registry import METHODS
+from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.module import SparseSubnetModule
-from lightning_app.training.trainer import NeuroglotTrainer
+from lightning_app.training.trainer import NeuroglotTrainer, require_srun
+
+_LINKS = (
+    ("language", "model.language"), ("language", "data.language"), ("seed_everything", "data.seed"),
+    ("model.base", "data.base"), ("model.revision", "data.base_revision"),
+)  # fmt: skip
+_REFUSALS = (MisconfigurationException, TypeError, ValueError)
 
 
 class NeuroglotCLI(LightningCLI):
-    """Instantiates module, data and Trainer from the arguments of a verb; runs nothing.
+    """Has every key for every verb, so that one YAML serves all; a verb makes the Trainer or the Fabric it needs.
 
     Args:
-        parser: The verb's own, with all of its keys.
+        verb: Whose options and help these are.
         arguments: What follows the verb.
+        shows_all: Whether the help shows every key.
+        has_defaults: Whether keys that are not given are those of default.yaml; else there is no base, either.
     """
 
     model: SparseSubnetModule
     datamodule: GlotCCDataModule
-    trainer: NeuroglotTrainer
 
-    def __init__(self, parser: Parser, arguments: list[str]) -> None:
-        self._verb_parser, self._arguments = parser, arguments
+    def __init__(self, verb: Verb, arguments: list[str], shows_all: bool, has_defaults: bool = True) -> None:
+        self.verb, self._shows_all, self._has_defaults = verb, shows_all, has_defaults
+        defaults = [str(CONFIGS / "default.yaml")] if has_defaults else []
         super().__init__(
-            SparseSubnetModule, GlotCCDataModule, trainer_class=NeuroglotTrainer, save_config_callback=None,
-            auto_configure_optimizers=False, load_from_checkpoint_support=False, run=False,
+            SparseSubnetModule, GlotCCDataModule, trainer_class=NeuroglotTrainer, parser_class=Parser,
+            parser_kwargs={"prog": f"python main.py {verb.name}", "default_config_files": defaults},
+            save_config_callback=None, seed_everything_default=0, auto_configure_optimizers=False,
+            load_from_checkpoint_support=False, args=arguments, run=False,
         )  # fmt: skip
 
-    def init_parser(self, **kwargs: object) -> Parser:
-        """Returns the verb's parser."""
-        return self._verb_parser
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the methods' keys, those that belong to no class, and the verb's options."""
+        cast(Parser, parser).verb = None if self._shows_all else self.verb
+        parser.add_argument("--language", type=str | None, default=None, help="Target language: cy, Welsh, cym-Latn.")
+        parser.add_argument("--run_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run folder.")
+        parser.add_class_arguments(ProfilingSettings, "profiling")
+        added: set[str | int] = set()
+        for method in METHODS.values():
+            keys = parser.add_class_arguments(method, "model", as_group=False, instantiate=False, skip=added)
+            added |= {key.removeprefix("model.") for key in keys}
+        for key, (kind, default, about) in self.verb.options.items():
+            how = {"action": ActionYesNo} if kind is bool else {"type": kind}
+            parser.add_argument(f"--{key}", default=default, help=about, **how)
+        if not self._has_defaults:
+            parser.set_defaults({"model.base": None})
+        for key, linked in _LINKS:
+            parser.link_arguments(key, linked)
 
-    def add_default_arguments_to_parser(self, parser: object) -> None:
-        """The parser has them."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses; Lightning's own would warn that these are not sys.argv."""
+        self.config = parser.parse_args(cast(list[str], args))
 
-    def add_core_arguments_to_parser(self, parser: object) -> None:
-        """The parser has them."""
-
-    def parse_arguments(self, parser: Parser, args: object) -> None:
-        """Parses what follows the verb."""
-        self.config = parser.parse_args(self._arguments)
+    def instantiate_trainer(self, **kwargs: ArgsType) -> None:
+        """Makes none yet: see `make_trainer` and `make_fabric`."""
 
     @property
     def profiling(self) -> ProfilingSettings:
         """The keys under ``profiling``."""
         return self.config_init.profiling
 
-    def give_trainer(self, root: str, callbacks: list[Callback], loggers: list[Logger]) -> NeuroglotTrainer:
-        """Returns the Trainer of the ``trainer`` keys, with ours before those that the keys name.
+    def make_trainer(self, root: str, callbacks: list[Callback], loggers: list[Logger]) -> NeuroglotTrainer:
+        """Returns the Trainer of the ``trainer`` keys, with callbacks and loggers beside those that the keys name.
 
         Raises:
             UserError: Lightning refuses the keys.
         """
-        given = self.config_init["trainer"]
+        given = dict(self.config_init.trainer)
         more = given["logger"] if isinstance(given["logger"], list) else [given["logger"]]
-        loggers += [logger for logger in more if not isinstance(logger, bool) and logger is not None]
-        given["callbacks"] = [*(given["callbacks"] or []), *callbacks]
+        loggers = [*loggers, *(logger for logger in more if isinstance(logger, Logger))]
+        callbacks = [*(given["callbacks"] or []), *callbacks]
         try:
-            return NeuroglotTrainer(**{**given, "logger": loggers, "default_root_dir": root})
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise UserError(f"Lightning refuses the --trainer keys: {' '.join(str(error).split())[:300]}") from error
+            return NeuroglotTrainer(**{**given, "callbacks": callbacks, "logger": loggers, "default_root_dir": root})
+        except _REFUSALS as error:
+            raise _refused(error) from error
+
+    def make_fabric(self) -> Fabric:
+        """Returns processes without a Trainer, from the same ``trainer`` keys; none is started yet.
+
+        Raises:
+            UserError: Lightning refuses the keys.
+        """
+        trainer = self.config_init.trainer
+        base_dtype(trainer.precision)
+        if SLURMEnvironment.detect():
+            require_srun()
+        try:
+            return Fabric(**{k: trainer[k] for k in ("accelerator", "devices", "num_nodes", "strategy", "precision")})
+        except _REFUSALS as error:
+            raise _refused(error) from error
+
+
+def _refused(error: Exception) -> UserError:
+    return UserError(f"Lightning refuses the --trainer keys: {' '.join(str(error).split())[:300]}")

@@ -1,19 +1,12 @@
-"""The keys that every verb shares, a help that fits a screen, and errors in plain words."""
+"""Verbs, a help that fits a screen, and errors in plain words."""
 
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
-from datamodules.glotcc import GlotCCDataModule
-from lightning_app.cli.configs import CONFIGS
 from lightning_app.errors import UserError, did_you_mean
-from lightning_app.methods.registry import METHODS
-from lightning_app.profiling.settings import ProfilingSettings
-from lightning_app.training.module import SparseSubnetModule
-from lightning_app.training.trainer import NeuroglotTrainer
 
 HELP_ALL = "--help_all"
 
@@ -26,11 +19,13 @@ class Verb:
         name: What it is called by.
         does: What it does, in a line or two.
         keys: The keys that its help shows, the most turned first.
+        options: Those that it has beside the keys that all share: type, default and help.
     """
 
     name: str
     does: str
     keys: tuple[str, ...]
+    options: dict[str, tuple[object, object, str]] = field(default_factory=dict)
 
 
 class Parser(LightningArgumentParser):
@@ -68,38 +63,6 @@ class Parser(LightningArgumentParser):
         lines += ["", f"Every other key: python main.py {self.verb.name} {HELP_ALL}, or configs/default.yaml; what a"]
         lines += ["command would use: --print_config. A name like cy.yaml is looked up here, then in configs/.", ""]
         return "\n".join(lines)
-
-
-def make_parser(verb: Verb, shows_all: bool) -> Parser:
-    """Returns the parser of a verb with the keys that all share; a verb adds its own.
-
-    Args:
-        verb: Whose keys the help shows.
-        shows_all: Whether the help shows every key instead.
-    """
-    parser = Parser(
-        prog=f"python main.py {verb.name}", description=verb.does, default_config_files=[str(CONFIGS / "default.yaml")]
-    )
-    parser.verb = None if shows_all else verb
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; several are merged in order.")
-    parser.add_argument("--language", type=str | None, default=None, help="Target language: cy, Welsh, cym-Latn.")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of the run.")
-    parser.add_argument("--run_dir", type=str, default="runs", help="Folder of all runs.")
-    parser.add_argument("--name", type=str | None, default=None, help="Name of the run folder.")
-    parser.add_lightning_class_args(NeuroglotTrainer, "trainer")
-    added = parser.add_lightning_class_args(SparseSubnetModule, "model")
-    for method in METHODS.values():
-        there = {key.removeprefix("model.") for key in added}
-        added += parser.add_class_arguments(method, "model", as_group=False, instantiate=False, skip=there)
-    next(a for a in parser._actions if a.dest == "model.method").help = f"What is trained: {', '.join(METHODS)}."
-    parser.add_lightning_class_args(GlotCCDataModule, "data")
-    parser.add_class_arguments(ProfilingSettings, "profiling")
-    parser.link_arguments("language", "model.language")
-    parser.link_arguments("language", "data.language")
-    parser.link_arguments("model.base", "data.base")
-    parser.link_arguments("model.revision", "data.base_revision")
-    parser.link_arguments("seed_everything", "data.seed")
-    return parser
 
 
 def _in_plain_words(line: str) -> str:

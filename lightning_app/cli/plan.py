@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-from jsonargparse import ActionYesNo
-
-from lightning_app.cli.launch import make_fabric
-from lightning_app.cli.parser import Verb, make_parser
+from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.parser import Verb
 from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
 from lightning_app.planning.planner import Launch, Planner
@@ -20,20 +18,18 @@ PLAN = Verb(
         "data.token_budget", "data.batch_size", "data.block_size", "profiling.languages", "profiling.rate",
         "trainer.devices", "trainer.precision", "json",
     ),
+    {"json": (bool, False, "Print JSON.")},
 )  # fmt: skip
 
 
 def plan(arguments: list[str], shows_all: bool) -> None:
     """Prints the plan."""
-    parser = make_parser(PLAN, shows_all)
-    parser.add_argument("--json", action=ActionYesNo, default=False, help="Print JSON.")
-    settings = parser.instantiate_classes(parser.parse_args(arguments))
-    trainer, module = settings.trainer, settings.model
-    require_checks(module, settings.profiling)
-    fabric = make_fabric(trainer)
+    cli = NeuroglotCLI(PLAN, arguments, shows_all)
+    require_checks(cli.model, cli.profiling)
+    trainer, fabric = cli.config.trainer, cli.make_fabric()
     launch = Launch(
         base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
-        trainer.validate_every, trainer.max_steps, Path(settings.run_dir),
+        trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir),
     )  # fmt: skip
-    found = Planner(module, settings.data, settings.profiling, launch).plan()
-    print(json.dumps(found.as_json(), ensure_ascii=False) if settings.json else format_plan(found), flush=True)
+    found = Planner(cli.model, cli.datamodule, cli.profiling, launch).plan()
+    print(json.dumps(found.as_json(), ensure_ascii=False) if cli.config.json else format_plan(found), flush=True)

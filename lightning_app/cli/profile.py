@@ -2,9 +2,9 @@
 
 import torch.distributed
 
-from lightning_app.cli.launch import make_fabric
-from lightning_app.cli.parser import Verb, make_parser
-from lightning_app.model.base import attend_without_masks, base_dtype, load_base
+from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.parser import Verb
+from lightning_app.model.base import base_dtype, load_base
 from lightning_app.planning.checks import require_checks
 from lightning_app.profiling.processes import Processes
 from lightning_app.profiling.profiler import Profiler
@@ -23,19 +23,17 @@ PROFILE = Verb(
 
 def profile(arguments: list[str], shows_all: bool) -> None:
     """Counts on all processes; the first says what the atlas holds."""
-    parser = make_parser(PROFILE, shows_all)
-    settings = parser.instantiate_classes(parser.parse_args(arguments))
-    module, corpus = settings.model, settings.data.corpus
-    require_checks(module, settings.profiling)
-    fabric = make_fabric(settings.trainer)
+    cli = NeuroglotCLI(PROFILE, arguments, shows_all)
+    module, settings = cli.model, cli.profiling
+    require_checks(module, settings)
+    fabric = cli.make_fabric()
     fabric.launch()
-    base = load_base(module.base_name, module.revision, base_dtype(settings.trainer.precision))
-    attend_without_masks(base.model)
-    base.ready_on(fabric.device)
+    base = load_base(str(module.base_name), module.revision, base_dtype(cli.config.trainer.precision))
+    base.prepare_on(fabric.device)
     processes = Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.autocast)
-    atlas, path = Profiler(settings.profiling, base, corpus, processes).count(settings.profiling.pool(module.language))
+    atlas, path = Profiler(settings, base, cli.datamodule.corpus, processes).count(settings.pool(module.language))
     held = ", ".join(f"{code} {short(tokens)}" for code, tokens in atlas.tokens.items())
     processes.say(f"atlas {path}: tokens {held}")
-    processes.say(f"select with: python main.py subnetwork --atlas {path} --profiling.rate {settings.profiling.rate:g}")
+    processes.say(f"select with: python main.py subnetwork --atlas {path} --profiling.rate {settings.rate:g}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -4,31 +4,41 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ActionYesNo, Namespace
-
-from lightning_app.cli.parser import Verb, make_parser
+from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.parser import Verb
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
 from lightning_app.model.base import base_without_weights
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.subnetworks import read_subnetworks
-from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.reports.subnetworks import describe_subnetworks, format_subnetworks
 
+_SHAPE_KEYS = ("layers", "neurons_per_layer", "hidden_size", "parameters")
 SUBNETWORK = Verb(
     "subnetwork",
     "Select neurons from an atlas, or read a subnetwork file or released masks, and describe them.",
-    ("atlas", "profiling.rate", "profiling.quantile", "languages", "file", "model.base", "shape", "write",
-     "write_atlas", "json"),
+    (
+        "atlas", "profiling.rate", "profiling.quantile", "languages", "file", "model.base", "shape", "write",
+        "write_atlas", "json",
+    ),
+    {
+        "file": (str | None, None, "Subnetwork file or released masks (.pt, .pth) to read instead of selecting."),
+        "languages": (str | None, None, "Order of the languages of released masks, or the pool to select: mt,af,..."),
+        "atlas": (str | list[str] | None, None, "Atlas to select from; several of the same model are added up."),
+        "shape": (dict[str, int] | None, None, f"Numbers of a model not at hand: {', '.join(_SHAPE_KEYS)}."),
+        "write": (str | None, None, "Write the subnetwork to this file."),
+        "write_atlas": (str | None, None, "Write the summed atlas to this file."),
+        "json": (bool, False, "Print JSON."),
+    },
 )  # fmt: skip
-_SHAPE_KEYS = ("layers", "neurons_per_layer", "hidden_size", "parameters")
 
 
 def subnetwork(arguments: list[str], shows_all: bool) -> None:
     """Prints the figures of a pool's subnetworks, and writes them where that is asked for."""
-    settings = _parse(arguments, shows_all)
-    profiling: ProfilingSettings = settings.profiling
+    # Without defaults: the paper's base is nothing to assume of a file.
+    cli = NeuroglotCLI(SUBNETWORK, arguments, shows_all, has_defaults=False)
+    settings = cli.config
     if settings.file is not None:
         found = read_subnetworks(Path(settings.file), settings.languages)
     else:
@@ -36,7 +46,7 @@ def subnetwork(arguments: list[str], shows_all: bool) -> None:
         if settings.write_atlas:
             summed.save(Path(settings.write_atlas))
         codes = settings.languages.split(",") if settings.languages else summed.counts
-        found = profiling.select(summed, [find_language(code) for code in codes])
+        found = cli.profiling.select(summed, [find_language(code) for code in codes])
     identity = _shape(settings.shape, found.model)
     if not found.model.parameters and settings.shape is None and settings.model.base:
         identity = base_without_weights(settings.model.base, settings.model.revision).identity
@@ -44,25 +54,7 @@ def subnetwork(arguments: list[str], shows_all: bool) -> None:
     if settings.write:
         found.save(Path(settings.write))
     figures = describe_subnetworks(found, identity)
-    print(json.dumps(figures.as_json(), ensure_ascii=False) if settings.json else format_subnetworks(figures))
-
-
-def _parse(arguments: list[str], shows_all: bool) -> Namespace:
-    parser = make_parser(SUBNETWORK, shows_all)
-    # The paper's base is nothing to assume of a file: what the user names is looked up, and nothing else.
-    parser.default_config_files = []
-    parser.set_defaults({"model.base": None})
-    for key, kind, about in (
-        ("file", str | None, "Subnetwork file or released masks (.pt, .pth) to read instead of selecting."),
-        ("languages", str | None, "Order of the languages of released masks, or the pool to select: mt,af,is,..."),
-        ("atlas", str | list[str] | None, "Atlas to select from; a list of several of the same model is added up."),
-        ("shape", dict[str, int] | None, f"Numbers of a model that is not at hand: {', '.join(_SHAPE_KEYS)}."),
-        ("write", str | None, "Write the subnetwork to this file."),
-        ("write_atlas", str | None, "Write the summed atlas to this file."),
-    ):
-        parser.add_argument(f"--{key}", type=kind, default=None, help=about)
-    parser.add_argument("--json", action=ActionYesNo, default=False, help="Print JSON.")
-    return parser.instantiate_classes(parser.parse_args(arguments))
+    print(json.dumps(figures, ensure_ascii=False) if settings.json else format_subnetworks(figures), flush=True)
 
 
 def _sum_atlases(paths: str | list[str] | None) -> Atlas:

@@ -50,7 +50,6 @@ class MaskedEngine(NeuronTraining):
         ]
 
     def trained(self) -> Sequence[Tensor]:
-        """Returns the matrices that hold neurons."""
         return [linear.weight for linear, _ in self._masks]
 
     @property
@@ -67,7 +66,6 @@ class MaskedEngine(NeuronTraining):
         }
 
     def load_weights(self, weights: Weights) -> None:
-        """Takes over vectors of the same names and shapes."""
         for ffn in self._ffns:
             for projection in self.projections:
                 vectors = weights[f"{ffn.layer}.{projection}"].to(ffn.down.weight.device)

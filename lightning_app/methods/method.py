@@ -92,8 +92,9 @@ class Attached(nn.Module, ABC):
 class NeuronTraining(Attached):
     """What ways to train the same vectors have in common, so that their checkpoints are alike.
 
-    Attributes:
-        name: What ``--model.engine`` calls it.
+    Args:
+        neurons: The neurons to train.
+        projections: Which of gate, up and down are trained.
     """
 
     name: ClassVar[str]
@@ -105,17 +106,12 @@ class NeuronTraining(Attached):
         self.lowest_layer = min(neurons.layers, default=0)
 
     def identity(self) -> dict[str, object]:
-        """Returns the neurons, the projections, and whose optimiser states stand beside the weights."""
+        # The engine too: each has its own optimiser states.
         own = {"subnetwork": self.neurons.identity, "projections": list(self.projections), "engine": self.name}
         return {"method": "subnetwork", **own}
 
     def describe(self) -> str:
-        """Returns neurons, layers and projections."""
         return f"{len(self.neurons)} neurons in {len(self.neurons.layers)} layers ({'+'.join(self.projections)})"
-
-    def delta(self) -> Delta:
-        """Returns the neurons with their vectors."""
-        return Delta(self.neurons, self.weights())
 
 
 @dataclass(frozen=True)
@@ -147,6 +143,9 @@ class Method(ABC):
             neurons: The neurons to train; None unless ``needs_neurons``.
         """
 
-    @abstractmethod
     def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights) -> None:
         """Writes a checkpoint's weights into a base, which stays a plain transformers model."""
+        if neurons is not None:
+            Delta(neurons, weights).write(base)
+        else:
+            base.load_state_dict(weights, strict=False)

@@ -61,13 +61,11 @@ class PackedEngine(NeuronTraining):
 
     @torch.no_grad()
     def load_weights(self, weights: Weights) -> None:
-        """Takes over vectors of the same names and shapes."""
         for name, rows in self.weights().items():
             rows.copy_(weights[name])
         self.after_step()
 
     def after_step(self) -> None:
-        """Rounds the rows into the live weights."""
         for packed in self.rows.values():
             cast(_PackedLayer, packed).write_back()
 

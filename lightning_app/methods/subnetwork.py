@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.methods.masked import MaskedEngine
-from lightning_app.methods.method import Attached, Delta, Method, Weights
+from lightning_app.methods.method import Attached, Method
 from lightning_app.methods.packed import PackedEngine
 from lightning_app.model.ffn import PROJECTIONS, Projection, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
@@ -33,11 +33,6 @@ class SubnetworkTraining(Method):
             raise UserError("--model.projections is empty; expected some of gate, up and down")
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
-        """Returns the engine at work; see `Method.attach`."""
         engine = PackedEngine if self.engine == "packed" else MaskedEngine
         ordered = tuple(projection for projection in PROJECTIONS if projection in self.projections)
         return engine(find_gated_ffns(base), neurons or NeuronSet({}), ordered)
-
-    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights) -> None:
-        """Writes the neurons' vectors."""
-        Delta(neurons or NeuronSet({}), weights).write(base)

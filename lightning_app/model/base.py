@@ -42,8 +42,9 @@ class Base:
     model: PreTrainedModel
     identity: ModelIdentity
 
-    def ready_on(self, device: torch.device) -> None:
-        """Moves the model to a device, in evaluation mode."""
+    def prepare_on(self, device: torch.device) -> None:
+        """Moves the model to a device, in evaluation mode, to run single sequences."""
+        attend_without_masks(self.model)
         cast(nn.Module, self.model).to(device).eval()
 
     @property

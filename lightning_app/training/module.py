@@ -292,9 +292,17 @@ class SparseSubnetModule(LightningModule):
         self._at_work().load_weights({name: w.to(mine[name].device) for name, w in state_dict.items()})
 
     def _adaptation(self) -> Adaptation:
-        language = self.language.glotcc if self.language is not None else None
-        tokenizer = self.data.tokenizer.name_or_path
-        return Adaptation.of(self.base, self.architecture, tokenizer, language, self.method, self._at_work())
+        attached, model = self._at_work(), self.base.model
+        return Adaptation(
+            base=self.base.identity,
+            architecture=self.architecture,
+            dtype=str(model.dtype).removeprefix("torch."),
+            tokenizer=self.data.tokenizer.name_or_path,
+            language=self.language.glotcc if self.language is not None else None,
+            method=self.method,
+            trained=attached.identity(),
+            neurons=attached.neurons,
+        )
 
     def on_save_checkpoint(self, checkpoint: JSON) -> None:
         """Writes into the checkpoint what its weights are."""
