@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from callbacks.retention import Retention
 from datamodules.glotcc import Batch
 from lightning_app.progress import TokenProgress, short
-from lightning_app.reports.losses import format_losses
+from lightning_app.reports.tables import format_losses
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 

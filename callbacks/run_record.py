@@ -18,7 +18,7 @@ from datamodules.glotcc import Batch
 from lightning_app import __version__
 from lightning_app.files import JSON, disk_full, is_disk_full, write_json, write_text
 from lightning_app.progress import duration, short
-from lightning_app.reports.losses import format_losses
+from lightning_app.reports.tables import format_losses
 from lightning_app.run import Run
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer

@@ -7,15 +7,39 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import Blocks, Chunking, cut_blocks, usable_tokens
-from datamodules.mixture import Share
 from datamodules.sources import Identity, TextSource, open_source
 from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import train_tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import digest
-from lightning_app.languages import Language
+from lightning_app.languages import Language, find_language
 from lightning_app.model.base import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Share:
+    """A language's part of the training text."""
+
+    language: Language
+    share: float
+
+
+def read_shares(target: Language | None, mixture: dict[str, float] | None) -> list[Share]:
+    """Returns the target alone, or the languages of a mixture with shares that sum to one.
+
+    Raises:
+        UserError: A share is not above zero, or both are given.
+    """
+    if not mixture:
+        return [Share(target, 1.0)] if target is not None else []
+    total = sum(mixture.values())
+    if target is not None or total <= 0 or min(mixture.values()) <= 0:
+        raise UserError(
+            "--data.mixture needs shares above zero and no --language beside it; found "
+            f"{mixture} and language {target or 'none'}"
+        )
+    return [Share(find_language(code), share / total) for code, share in mixture.items()]
 
 
 @dataclass

@@ -11,9 +11,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import Blocks, TrainingChunking, cut_blocks, pad_batch
-from datamodules.corpus import Corpus
+from datamodules.corpus import Corpus, read_shares
 from datamodules.flores import FLORES_PLUS, FloresBlock, Split, is_at_hand, join_blocks, read_flores
-from datamodules.mixture import read_shares
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
 from datamodules.token_cache import TokenCache
@@ -84,14 +83,11 @@ class GlotCCDataModule(LightningDataModule):
         base_revision: str | None = None,
     ) -> None:
         super().__init__()
-        self.target = find_language(language) if language else None
+        self.target, self.flores = find_language(language) if language else None, flores
         self.shares = read_shares(self.target, mixture)
         self.watched = [find_language(code) for code in watch]
-        self.flores = flores
-        for name, value in (
-            ("token_budget", token_budget), ("epochs", epochs), ("block_size", block_size), ("batch_size", batch_size),
-            ("validation_batch_size", validation_batch_size),
-        ):  # fmt: skip
+        counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
+        for name, value in {**counts, "validation_batch_size": validation_batch_size}.items():
             if value < 1:
                 raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size

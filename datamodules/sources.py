@@ -67,8 +67,7 @@ class HubSource:
         """Returns the identity with the revision resolved to a commit.
 
         Raises:
-            UnreachableError: No network.
-            UserError: No such repository or revision, or it is gated.
+            UserError: No such repository or revision, or it is gated; `UnreachableError` without a network.
         """
         with hub_errors(
             self.repository,
@@ -78,7 +77,6 @@ class HubSource:
         return {**self.identity_without_revision(), "revision": str(commit)}
 
     def identity_without_revision(self) -> Identity:
-        """Returns repository and configuration."""
         return {"data_set": self.repository, "configuration": self.language.glotcc}
 
     def batches(self, position: Position) -> DocumentBatches:
@@ -140,11 +138,7 @@ class FileSource:
     configuration: str
 
     def identity(self) -> Identity:
-        """Returns an identity over names, sizes and the ends of the files.
-
-        Raises:
-            UserError: A file is missing or of an unknown kind.
-        """
+        """Returns an identity over names, sizes and ends of the files; raises `UserError` where one cannot be read."""
         parts = []
         for path in self.files:
             if not path.is_file():
@@ -158,7 +152,6 @@ class FileSource:
         return {**self.identity_without_revision(), "revision": digest(parts)}
 
     def identity_without_revision(self) -> Identity:
-        """Returns the folder's name and the language."""
         folder = str(self.files[0].parent.name) if self.files else ""
         return {"data_set": f"files in {folder}", "configuration": self.configuration}
 

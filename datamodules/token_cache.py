@@ -90,8 +90,8 @@ def fill(
 ) -> TokenCache:
     """Returns a cache with at least ``budget`` usable tokens, or with all the text there is.
 
-    Any number of processes and nodes may call this at once on a shared folder: one fills, the others wait and then
-    find it filled. It may be killed at any moment.
+    Any number of processes may call this at once on a shared folder: one fills, the others wait and find it filled. It
+    may be killed at any moment.
 
     Args:
         root: Folder of all caches.
@@ -102,14 +102,12 @@ def fill(
         title: Shown with the progress.
         is_shown: Whether this process shows it.
 
-    Raises:
-        UserError: No text at all, no network and nothing cached, a full disk, or bad text.
+    Raises `UserError` for no text at all, no network and nothing cached, a full disk, or bad text.
     """
-    tokenizer_digest = tokenizer_id(tokenizer)
     try:
-        key = {**source.identity(), "tokenizer": tokenizer_digest}
+        key = {**source.identity(), "tokenizer": tokenizer_id(tokenizer)}
     except UnreachableError as error:
-        return _cached_despite(error, root, source, tokenizer_digest, budget, usable)
+        return _cached_despite(error, root, source, tokenizer_id(tokenizer), budget, usable)
     folder = _folder(root, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,11 +117,10 @@ def fill(
                 with TokenProgress(title, budget, usable(_lengths(cache)), is_shown) as progress:
                     cache = _Filler(cache, tokenizer, usable, progress).run(source, budget)
     except OSError as error:
-        if not is_disk_full(error):
-            raise
-        if folder.is_dir():
+        if is_disk_full(error):
             _cut_to_manifest(_open(folder, key))
-        raise disk_full(folder) from error
+            raise disk_full(folder) from error
+        raise
     if cache.tokens == 0:
         raise UserError(f"{key['data_set']} has no text for {key['configuration']}: every document is empty")
     return cache

@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from lightning_app.cli import main
-from lightning_app.cli.configs import CONFIGS, resolve_configs
 from lightning_app.cli.measure import _add_newest_run
+from lightning_app.cli.parser import CONFIGS, resolve_configs
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
 from lightning_app.run import choose_run

@@ -9,10 +9,9 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
-from lightning_app.cli.configs import resolve_configs
 from lightning_app.cli.fit import FIT, fit
 from lightning_app.cli.measure import PREDICT, TEST, VALIDATE, measure
-from lightning_app.cli.parser import HELP_ALL, Verb
+from lightning_app.cli.parser import HELP_ALL, Verb, resolve_configs
 from lightning_app.cli.plan import PLAN, plan
 from lightning_app.cli.profile import PROFILE, profile
 from lightning_app.cli.subnetwork import SUBNETWORK, subnetwork

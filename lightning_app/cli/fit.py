@@ -12,9 +12,8 @@ from callbacks.profiling import LAPEProfiling
 from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
 from callbacks.throughput import Throughput
-from lightning_app.cli.configs import say
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb
+from lightning_app.cli.parser import Verb, say
 from lightning_app.files import JSON
 from lightning_app.planning.checks import require_checks
 from lightning_app.run import choose_run, configuration_digest, run_name

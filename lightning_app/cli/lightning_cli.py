@@ -11,8 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.cli.configs import CONFIGS
-from lightning_app.cli.parser import Parser, Verb
+from lightning_app.cli.parser import CONFIGS, Parser, Verb
 from lightning_app.errors import UserError
 from lightning_app.methods.registry import METHODS
 from lightning_app.model.base import base_dtype

@@ -6,9 +6,8 @@ from callbacks.console import Console
 from callbacks.predictions import WritePredictions
 from callbacks.retention import Retention
 from lightning_app.adapted import Adaptation
-from lightning_app.cli.configs import say
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb
+from lightning_app.cli.parser import Verb, say
 from lightning_app.errors import UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.neurons.subnetworks import Subnetworks

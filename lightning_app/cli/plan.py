@@ -8,7 +8,7 @@ from lightning_app.cli.parser import Verb
 from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
 from lightning_app.planning.planner import Launch, Planner
-from lightning_app.reports.plan import format_plan
+from lightning_app.reports.tables import format_plan
 
 PLAN = Verb(
     "plan",

@@ -12,7 +12,7 @@ from lightning_app.languages import find_language
 from lightning_app.model.base import base_without_weights
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.subnetworks import read_subnetworks
-from lightning_app.reports.subnetworks import describe_subnetworks, format_subnetworks
+from lightning_app.reports.tables import describe_subnetworks, format_subnetworks
 
 _SHAPE_KEYS = ("layers", "neurons_per_layer", "hidden_size", "parameters")
 SUBNETWORK = Verb(

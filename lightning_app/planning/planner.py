@@ -1,11 +1,13 @@
 """Works out what a run will take, before it starts, from shapes and sizes alone."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import DryRunError, HfHubHTTPError
 
 from datamodules.glotcc import GlotCCDataModule
 from datamodules.order import RunLength
@@ -18,7 +20,6 @@ from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import all_neurons
 from lightning_app.neurons.subnetworks import Subnetworks
-from lightning_app.planning.disk import base_size, look_at_disks
 from lightning_app.planning.memory import Batches, Memory, peak_gib, room_gib, simulate
 from lightning_app.planning.plan import DiskPlan, MemoryPlan, Plan, TimePlan
 from lightning_app.profiling.profiler import find_atlas
@@ -196,11 +197,11 @@ class Planner:
         # The target is wanted for training and for profiling, from one cache: the larger of the two.
         supplies = list({s.language: s for s in sorted(supplies, key=lambda s: s.missing)}.values())
         name = self.module.base_name
-        base, download = base_size(name, self.module.revision) if name is not None else (0, 0)
+        base, download = _base_size(name, self.module.revision) if name is not None else (0, 0)
         tokens = sum(4 * supply.missing for supply in supplies)
         checkpoints = 3 * 12 * trained  # weights and two states in fp32: the best, the last, one being written
         corpus = self.data.corpus
-        free_bytes, too_small = look_at_disks(
+        free_bytes, too_small = _look_at_disks(
             (corpus.cache_dir, tokens),
             (self.launch.run_dir, checkpoints),
             (Path(constants.HF_HUB_CACHE), download or 0),
@@ -239,3 +240,30 @@ def _advice(
         if named and (found := simulated(tried, recomputes).on(device)) <= room:
             return f"{' '.join(named)} makes it fit ({found / _GIB:.2f} GiB)"
     return f"no key makes it fit: the weights alone take {memory.weights / _GIB:.2f} GiB; take a smaller --model.base"
+
+
+def _look_at_disks(*needs: tuple[Path, int]) -> tuple[int, list[str]]:
+    """Returns the least that is free on any disk of these folders, and the disks with less than is needed on them."""
+    free: dict[int, tuple[int, Path]] = {}
+    wanted: dict[int, int] = {}
+    for place, needed in needs:
+        there = next(parent for parent in (place.absolute(), *place.absolute().parents) if parent.exists())
+        disk = there.stat().st_dev
+        free[disk] = (shutil.disk_usage(there).free, there)
+        wanted[disk] = wanted.get(disk, 0) + needed
+    too_small = [str(there) for disk, (left, there) in free.items() if wanted[disk] > left]
+    return min(left for left, _ in free.values()), too_small
+
+
+def _base_size(name: str, revision: str | None) -> tuple[int | None, int | None]:
+    """Returns the bytes of a base's files and how many of them are still to be downloaded; None where unknown."""
+    if Path(name).is_dir():
+        return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")), 0
+    try:
+        files = snapshot_download(
+            name, revision=revision, dry_run=True, allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
+            ignore_patterns=["consolidated*", "*/*"],
+        )  # fmt: skip
+    except (DryRunError, HfHubHTTPError, OSError):
+        return None, None
+    return sum(f.file_size or 0 for f in files), sum(f.file_size or 0 for f in files if f.will_download)

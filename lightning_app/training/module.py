@@ -135,11 +135,7 @@ class SparseSubnetModule(LightningModule):
 
     @property
     def target(self) -> Language:
-        """The language to adapt to.
-
-        Raises:
-            UserError: None is given.
-        """
+        """The language to adapt to; raises `UserError` where none is given."""
         if self.language is None:
             raise UserError("no language to adapt to: give --language (cy, say) or --config cy.yaml")
         return self.language
@@ -171,7 +167,7 @@ class SparseSubnetModule(LightningModule):
             self.neurons = Adaptation.read(load_checkpoint(self.checkpoint, is_mapped=True)).neurons
 
     def configure_model(self) -> None:
-        """Builds the base, and in ``fit`` puts the method to work. Does nothing the second time."""
+        """Builds the base, and in ``fit`` puts the method to work, once."""
         if self.attached is not None:
             return
         model = self.base.model
@@ -187,20 +183,16 @@ class SparseSubnetModule(LightningModule):
                 compile_layers(model, self.attached)
         model.train(is_trained)
 
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
-        """Returns the decoder's last hidden states, (B, T, D), without making logits."""
-        # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
-        with torch.compiler.set_stance("default" if self.training else "force_eager"):
-            return self.base.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-
     def _loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns summed nats and the number of predicted tokens; position t predicts token t + 1."""
-        hidden = self.hidden_states(batch["input_ids"])
+        # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
+        with torch.compiler.set_stance("default" if self.training else "force_eager"):
+            hidden = self.base.model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
         labels = batch["labels"][:, 1:]
         return token_loss_sum(hidden[:, :-1], self.head, labels), (labels != IGNORED).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the mean loss per token of a batch, in nats; twice, because Lightning scales ``loss`` in place."""
+        """Returns the mean loss per token in nats; twice, because Lightning scales ``loss`` in place."""
         nats, tokens = self._loss_sum(batch)
         return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
 
@@ -264,12 +256,11 @@ class SparseSubnetModule(LightningModule):
     @torch.no_grad()
     def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, str]:
         """Continues a prompt greedily by up to 64 tokens."""
-        tokenizer = self.data.tokenizer
+        tokenizer, model = self.data.tokenizer, self.base.model
         ids = tokenizer(batch[0], return_tensors="pt", return_token_type_ids=False).to(self.device)
-        generate = cast(Callable[..., Tensor], self.base.model.generate)
-        out = generate(
-            **ids, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id
-        )
+        padding = tokenizer.pad_token_id or tokenizer.eos_token_id
+        generate = cast(Callable[..., Tensor], model.generate)
+        out = generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=padding)
         continuation = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         return {"prompt": batch[0], "continuation": str(continuation)}
 
@@ -278,11 +269,7 @@ class SparseSubnetModule(LightningModule):
         return self.attached.weights() if self.attached is not None else {}
 
     def load_state_dict(self, state_dict: Weights, strict: bool = True, assign: bool = False) -> None:
-        """Takes over trained weights whose names and shapes match exactly.
-
-        Raises:
-            UserError: They do not.
-        """
+        """Takes over trained weights; raises `UserError` unless their names and shapes match exactly."""
         mine = self.state_dict()
         if {name: w.shape for name, w in mine.items()} != {name: w.shape for name, w in state_dict.items()}:
             raise UserError(
@@ -309,9 +296,5 @@ class SparseSubnetModule(LightningModule):
         self._adaptation().write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: JSON) -> None:
-        """Checks that the checkpoint belongs to this base, these neurons and this method.
-
-        Raises:
-            UserError: It does not.
-        """
+        """Raises `UserError` unless the checkpoint belongs to this base, these neurons and this method."""
         Adaptation.read(checkpoint).require_same(self._adaptation())

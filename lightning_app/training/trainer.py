@@ -67,33 +67,20 @@ class NeuroglotTrainer(Trainer):
         if validate_every < 1 or accumulate_grad_batches < 1:
             raise UserError("--trainer.validate_every and --trainer.accumulate_grad_batches must be above zero")
         base_dtype(precision)
-        own: list[Any] = [AtomicCheckpointIO()]
-        if SLURMEnvironment.detect():
-            require_srun()
-            # Lightning's requeue saves inside the signal handler, which can deadlock; the same command resumes anyway.
-            own.append(SLURMEnvironment(auto_requeue=False))
-        given = plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
         super().__init__(
-            *args,
-            precision=precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=accumulate_grad_batches,
-            gradient_clip_val=gradient_clip_val,
-            log_every_n_steps=log_every_n_steps,
-            accelerator=accelerator,
-            devices=devices,
-            plugins=[*own, *given],
-            # One pass over an order that holds every epoch: a position is then one number, whatever it is counted in.
-            max_epochs=1,
-            min_epochs=None,
+            *args, precision=precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
+            log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices, plugins=_plugins(plugins),
+            # One pass over an order that holds every epoch: a position in it is one number.
+            max_epochs=1, min_epochs=None,
             # The length of a run is the data module's; another one here would end it elsewhere.
             min_steps=None,
             # Repeats a few batches for ever: the position in the text would no longer be true.
             overfit_batches=0.0,
             # A loader made anew would begin at the position of the checkpoint again.
             reload_dataloaders_every_n_epochs=0,
-            # Validation is counted in batches over the whole run, not within an epoch.
-            check_val_every_n_epoch=None,
-            val_check_interval=validate_every * accumulate_grad_batches,
+            # Counted over the whole run, not within an epoch; and in batches, where ours is counted in steps.
+            check_val_every_n_epoch=None, val_check_interval=validate_every * accumulate_grad_batches,
             # The check before training is the measurement of the base: all of it, not a few batches.
             num_sanity_val_steps=-1,
             # The data module shards by itself: Lightning's sampler pads, and would count some sentences twice.
@@ -102,18 +89,24 @@ class NeuroglotTrainer(Trainer):
             inference_mode=False,
             # Our own line says what is trained, and Lightning's would count a frozen base for minutes.
             enable_model_summary=False,
-            # A run that cannot be resumed is none.
-            enable_checkpointing=True,
-            # Would take away the callbacks that a run is made of.
-            barebones=False,
-            **kwargs,
-        )
+            # Without them a run cannot go on, nor its best step be found; barebones takes away all callbacks.
+            enable_checkpointing=True, barebones=False, **kwargs,
+        )  # fmt: skip
         self.validate_every = validate_every
 
     @property
     def length(self) -> RunLength:
         """How long the run is: the token budget's length, or ``max_steps`` where that is less."""
         return self.datamodule.length
+
+
+def _plugins(given: Any) -> list[Any]:
+    own: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        require_srun()
+        # Lightning's requeue saves inside the signal handler, which can deadlock; the same command resumes anyway.
+        own.append(SLURMEnvironment(auto_requeue=False))
+    return [*own, *(given if isinstance(given, list) else [given] if given is not None else [])]
 
 
 def require_srun() -> None:
