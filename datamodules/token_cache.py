@@ -205,8 +205,8 @@ def _cut_to_manifest(cache: TokenCache) -> None:
         ("tokens.bin", cache.tokens * _TOKEN.itemsize),
         ("ends.bin", cache.documents * _END.itemsize),
     ):
-        with (cache.folder / name).open("ab") as file:
-            file.truncate(valid_bytes)
+        if (cache.folder / name).exists():
+            os.truncate(cache.folder / name, valid_bytes)
 
 
 def _open(folder: Path, key: Identity) -> TokenCache:

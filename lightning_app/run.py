@@ -172,5 +172,5 @@ def run_name(config: JSON) -> str:
     """Returns the readable part of a run folder's name: language and base."""
     model, architecture = config["model"], config["model"].get("architecture") or {}
     base = short_name(model["base"]) if model.get("base") else f"new-{architecture.get('model_type', 'model')}"
-    what = config.get("language") or ("base" if architecture else "full")
+    what = config.get("language") or ("base" if architecture else model["method"])
     return re.sub(r"[^\w.-]+", "_", f"{what}-{base}")

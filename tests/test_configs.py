@@ -1,14 +1,27 @@
+"""Configurations, verbs, help, and which run folder a command means."""
+
+import inspect
 import json
+import re
 import sys
+from dataclasses import MISSING, fields
 
 import pytest
+import yaml
 
+from datamodules.glotcc import GlotCCDataModule
 from lightning_app.cli import main
+from lightning_app.cli.command_line import VERBS
+from lightning_app.cli.lightning_cli import NeuroglotCLI
 from lightning_app.cli.measure import _add_newest_run
 from lightning_app.cli.parser import CONFIGS, resolve_configs
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES
+from lightning_app.methods.registry import METHODS
+from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.run import choose_run
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
 
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
@@ -29,6 +42,94 @@ def test_every_shipped_configuration_parses(verb, file, capsys):
 
 def test_every_language_of_the_paper_has_a_configuration():
     assert {f"{code}.yaml" for code in PAPER_LANGUAGES} <= set(FILES)
+
+
+LINKED = {
+    "model": {"language"},
+    "data": {"language", "seed", "base", "base_revision"},
+    "profiling": set(),
+    "trainer": set(),
+}
+
+
+def defaults_of(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def signatures():
+    """The keys of every group with the defaults of their classes."""
+    methods = {
+        field.name: field.default
+        for method in METHODS.values()
+        for field in fields(method)
+        if field.default is not MISSING
+    }
+    return {
+        "model": {**defaults_of(SparseSubnetModule), **methods},
+        "data": defaults_of(GlotCCDataModule),
+        "profiling": defaults_of(ProfilingSettings),
+        "trainer": defaults_of(NeuroglotTrainer),
+    }
+
+
+def plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("group", LINKED)
+def test_default_yaml_has_every_key_with_the_default_of_its_class(group):
+    written = yaml.safe_load((CONFIGS / "default.yaml").read_text())[group]
+    declared = {key: plain(value) for key, value in signatures()[group].items() if key not in LINKED[group]}
+    assert written == declared
+
+
+def test_every_key_of_default_yaml_has_a_comment():
+    lines = (CONFIGS / "default.yaml").read_text().split("\n")
+    keys = [line for line in lines if re.match(r"\s*\w+: +\S", line)]
+    assert len(keys) > 45
+    assert [line for line in keys if not re.search(r"\S\s+# \S", line)] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_the_keys_of_the_verb_on_a_screen_and_all_of_them_when_asked(verb, capsys):
+    pages = []
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, flag])
+        assert stop.value.code == 0
+        pages.append(capsys.readouterr().out)
+    short, every = pages
+    assert len(short) < 3500
+    assert all(len(line) <= 120 for line in short.split("\n"))
+    for key in VERBS[verb][0].keys:
+        assert re.search(rf"^  --{re.escape(key)} +\S", short, re.MULTILINE), key
+        assert f"--{key}" in every
+    assert "--help_all" in short
+    assert len(every) > 15_000
+
+
+def test_fit_help_opens_with_the_ten_keys_that_people_turn():
+    assert len(VERBS["fit"][0].keys) == 10
+
+
+def test_without_a_verb_all_of_them_are_named(capsys):
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(re.search(rf"^  {verb} +\S", overview, re.MULTILINE) for verb in VERBS)
+    assert main([]) == 2
+    assert main(["fti"]) == 2
+    assert "there is no verb 'fti'; expected one of fit, validate" in capsys.readouterr().err
+
+
+def test_verbs_that_are_not_lightnings_make_no_trainer(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(NeuroglotCLI, "make_trainer", lambda *args: pytest.fail("a Trainer was made"))
+    keys = [key for key in workplace.adapt()[1:] if not key.startswith("--name")]
+    (atlas,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    assert main(["plan", *keys]) == 0
+    assert main(["profile", *keys]) == 0
+    assert main(["subnetwork", f"--atlas={atlas}"]) == 0
+    assert "8 of 8 languages counted before" in capsys.readouterr().out
 
 
 def test_a_file_in_the_working_directory_wins_over_the_shipped_one(tmp_path, monkeypatch, capsys):

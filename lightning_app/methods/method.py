@@ -86,7 +86,7 @@ class Attached(nn.Module, ABC):
 
     def delta(self) -> Delta | None:
         """Returns what changed against the base, or None where that is not said by neurons."""
-        return None
+        return Delta(self.neurons, self.weights()) if self.neurons is not None else None
 
 
 class NeuronTraining(Attached):
