@@ -5,7 +5,7 @@ ids = adapted.tokenizer("Mae", return_tensors="pt").input_ids
 print(adapted.tokenizer.decode(adapted.model.generate(ids)[0]))
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -55,12 +55,16 @@ class Adaptation:
         """Returns what a loaded checkpoint says.
 
         Raises:
-            UserError: It was made by another program.
+            UserError: It was made by another program, or another version of this one.
         """
         if _KEY not in checkpoint:
             raise UserError("the checkpoint was not made by Neuroglot; give one from a run's checkpoints folder")
         own = dict(checkpoint[_KEY])
-        own.pop("version")
+        version = own.pop("version", "0.1.0")
+        if own.keys() != {*(field.name for field in fields(cls)), "keys"}:
+            raise UserError(
+                f"the checkpoint was made by Neuroglot {version}, which this version cannot read; train again"
+            )
         pairs: Tensor | None = own["neurons"]
         own["neurons"] = NeuronSet.from_pairs(pairs) if pairs is not None else None
         own["base"] = ModelIdentity(**own["base"])
@@ -147,6 +151,8 @@ def load_adapted(
 
 
 def _rebuild(adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype) -> Base:
+    if adaptation.architecture is not None and name is not None:
+        raise UserError(f"the checkpoint is of a base from scratch, not of {name}; leave --model.base out (null)")
     if adaptation.architecture is not None:
         return new_base(adaptation.architecture, load_tokenizer(adaptation.tokenizer), dtype)
     return load_base(name or adaptation.base.name, revision or adaptation.base.revision or None, dtype)

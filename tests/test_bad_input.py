@@ -46,6 +46,10 @@ def refused(capsys, arguments, message):
         ("--data.token_budgett=5", "data.token_budgett.*did you mean '(data.)?token_budget'"),
         ("--model.lr=fast", "model.lr is fast; expected float"),
         ("--model.engine=pact", "model.engine.*packed"),
+        ("--model.method=ful", "model.method is ful; expected one of .*; did you mean 'full'"),
+        ("--model.projections=[]", "projections is empty; expected some of gate, up and down"),
+        ("--model.base=null", "no base model: give --model.base"),
+        ("--model.rank=8", "model.rank"),
         ("--trainer.precision=bf16-true", "bf16-true; expected bf16-mixed, 32-true, 64-true"),
         ("--profiling.rate=0", "profiling.rate is 0"),
         ("--profiling.stop_when_stable=2", "stop_when_stable is 2.0; expected an overlap above 0, up to 1"),
@@ -140,6 +144,28 @@ def test_a_checkpoint_of_another_subnetwork(workplace, capsys, tmp_path):
     refused(capsys, ["validate", *arguments], "belongs to another subnetwork")
     resume = [*workplace.adapt("bad"), f"--model.subnetwork={tmp_path / 'other.safetensors'}"]
     refused(capsys, [*resume, f"--resume={checkpoint}"], "belongs to another subnetwork")
+
+
+def test_a_checkpoint_of_another_version_and_one_of_another_kind_of_base(workplace, capsys, tmp_path):
+    run = workplace.folder / "runs/adapted"
+    content = torch.load(next((run / "checkpoints").glob("best*")), weights_only=True)
+    content["neuroglot"] = {"method": "subnetwork", "before": {}, "engine": "packed"}
+    torch.save(content, tmp_path / "old.ckpt")
+    measured = ["validate", "--config", str(run / "config.yaml"), "--ckpt_path"]
+    refused(capsys, [*measured, str(tmp_path / "old.ckpt")], "made by Neuroglot 0.1.0, which this version cannot read")
+    new_base = next((workplace.folder / "runs/base/checkpoints").glob("best*"))
+    refused(capsys, [*measured, str(new_base)], "of a base from scratch, not of .*; leave --model.base out")
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict", "plan", "profile"])
+def test_no_base_at_all(verb, workplace, capsys):
+    keys = [key for key in workplace.adapt("bad")[1:] if not key.startswith(("--model.base", "--name"))]
+    refused(capsys, [verb, *keys, "--model.base=null"], "no base model: give --model.base")
+
+
+def test_a_base_from_scratch_has_nothing_to_count(workplace, capsys):
+    keys = [key for key in workplace.new_base()[1:] if not key.startswith(("--name", "--data.mixture"))]
+    refused(capsys, ["profile", "--language=qah-Deva", *keys], "a base from scratch has nothing to count yet")
 
 
 def test_a_foreign_checkpoint(workplace, capsys, tmp_path):

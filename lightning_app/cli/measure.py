@@ -11,6 +11,7 @@ from lightning_app.cli.parser import Verb, say
 from lightning_app.errors import UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.planning.checks import Checked, check_base_is_named
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule
 
@@ -43,6 +44,8 @@ def measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     callbacks = [retention, Console(retention), WritePredictions(folder.predictions)]
     trainer = cli.make_trainer(cli.config.run_dir, callbacks, [])
     cli.model.checkpoint = checkpoint
+    if checkpoint is None:
+        check_base_is_named(Checked(cli.model, cli.profiling))
     if checkpoint is not None and cli.model.subnetwork_path is not None:
         _require_same_neurons(checkpoint, cli.model, cli.model.subnetwork_path)
     if verb is PREDICT:

@@ -4,6 +4,7 @@ import torch.distributed
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
 from lightning_app.cli.parser import Verb
+from lightning_app.errors import UserError
 from lightning_app.model.base import base_dtype, load_base
 from lightning_app.planning.checks import require_checks
 from lightning_app.profiling.processes import Processes
@@ -26,9 +27,11 @@ def profile(arguments: list[str], shows_all: bool) -> None:
     cli = NeuroglotCLI(PROFILE, arguments, shows_all)
     module, settings = cli.model, cli.profiling
     require_checks(module, settings)
+    if module.base_name is None:
+        raise UserError("a base from scratch has nothing to count yet; give a --model.base that exists")
     fabric = cli.make_fabric()
     fabric.launch()
-    base = load_base(str(module.base_name), module.revision, base_dtype(cli.config.trainer.precision))
+    base = load_base(module.base_name, module.revision, base_dtype(cli.config.trainer.precision))
     base.prepare_on(fabric.device)
     processes = Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.autocast)
     atlas, path = Profiler(settings, base, cli.datamodule.corpus, processes).count(settings.pool(module.language))
