@@ -47,8 +47,8 @@ class Console(ProgressBar):
         if attached is None:
             return
         parts = [attached.describe()]
-        if pl_module.language is not None and attached.neurons is not None:
-            parts[0] += f" of {pl_module.language}"
+        if pl_module.language is not None:
+            parts[0] += f" for {pl_module.language}"
         if pl_module.subnetworks is not None and pl_module.first_layer and attached.neurons is not None:
             kept = len(attached.neurons) / len(pl_module.subnetworks.of(pl_module.target))
             parts.append(f"from layer {pl_module.first_layer} up, {100 * kept:.0f} % of them")
