@@ -1,5 +1,6 @@
 """The LightningDataModule: GlotCC (or other text) for training, FLORES for validation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -66,7 +67,7 @@ class GlotCCDataModule(LightningDataModule):
         revision: str = "main",
         files: dict[str, str | list[str]] | None = None,
         flores: str = FLORES_PLUS,
-        watch: tuple[str, ...] = ("en", "es", "ru", "zh"),
+        watch: Sequence[str] = ("en", "es", "ru", "zh"),
         token_budget: int = 100_000_000,
         epochs: int = 1,
         block_size: int = 512,

@@ -121,6 +121,6 @@ def find_language(code: str) -> Language:
         return Language(glotcc, glotcc, "unknown", glotcc, flores, flores, flores, None)
     known = [word for language in _TABLE for word in (language.short, language.name, language.glotcc)]
     raise UserError(
-        f"unknown language '{code}'{did_you_mean(code, known)} Expected one of "
+        f"unknown language '{code}'{did_you_mean(code, known) or '.'} Expected one of "
         f"{' '.join(language.short for language in _TABLE)} or a GlotCC code such as gla-Latn"
     )

@@ -157,6 +157,13 @@ def test_a_checkpoint_of_another_version_and_one_of_another_kind_of_base(workpla
     refused(capsys, [*measured, str(new_base)], "of a base from scratch, not of .*; leave --model.base out")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("verb", ["fit", "validate", "plan", "profile"])
+@pytest.mark.parametrize("key", ["--trainer.accelerator=gpu", "--trainer.strategy=fsdpp"])
+def test_devices_and_strategies_that_are_not_there(verb, key, workplace, capsys):
+    refused(capsys, [verb, *workplace.adapt("bad")[1:], key], "Lightning refuses the --trainer keys: ")
+
+
 @pytest.mark.parametrize("verb", ["validate", "test", "predict", "plan", "profile"])
 def test_no_base_at_all(verb, workplace, capsys):
     keys = [key for key in workplace.adapt("bad")[1:] if not key.startswith(("--model.base", "--name"))]

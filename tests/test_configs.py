@@ -113,6 +113,15 @@ def test_fit_help_opens_with_the_ten_keys_that_people_turn():
     assert len(VERBS["fit"][0].keys) == 10
 
 
+def test_languages_are_replaced_or_appended(capsys):
+    for key, name, default in (("data.watch", "watch", ["en", "es", "ru", "zh"]),
+                               ("profiling.languages", "languages", list(PAPER_LANGUAGES))):  # fmt: skip
+        for argument, expected in ((f"--{key}+=de", [*default, "de"]), (f"--{key}=[de]", ["de"])):
+            with pytest.raises(SystemExit):
+                main(["fit", argument, "--print_config"])
+            assert yaml.safe_load(capsys.readouterr().out)[key.split(".")[0]][name] == expected
+
+
 def test_without_a_verb_all_of_them_are_named(capsys):
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out

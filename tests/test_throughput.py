@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks.console import Console
+from callbacks.retention import Retention
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 from lightning_app.cli import main
@@ -107,6 +108,23 @@ def test_figures_are_tokens_over_time_and_padding_and_validation_do_not_count(mo
     assert figures["data_wait_share"] == pytest.approx(0.125)
     assert figures["peak_gib"] > 0.01
     assert "320 tokens/s, 32 % of the limit" in meter.summary(trainer)
+
+
+def test_the_log_has_changes_against_the_losses_before_training_which_travel_with_checkpoints(workplace):
+    folder = workplace.folder / "runs/adapted"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().split("\n") if line]
+    before = {key: value for key, value in rows[0].items() if key.startswith("val/loss/")}
+    assert rows[0]["step"] == 0
+    assert set(before) == {"val/loss/qah-Deva", "val/loss/qaa-Latn"}
+    validated = [row for row in rows if "val/loss" in row]
+    assert len(validated) == 3
+    for row in validated:
+        for key, loss in before.items():
+            assert row[key.replace("loss", "change", 1)] == pytest.approx(row[key] - loss, abs=1e-12)
+    for checkpoint in (folder / "checkpoints").glob("*.ckpt"):
+        kept = Retention.of(checkpoint)
+        assert {f"val/loss/{code}": loss for code, (loss, _) in kept.before.items()} == before
+    assert Retention.of(None).before == {}
 
 
 def test_the_log_has_speed_beside_the_loss(workplace):

@@ -23,7 +23,7 @@ _LINKS = (
     ("language", "model.language"), ("language", "data.language"), ("seed_everything", "data.seed"),
     ("model.base", "data.base"), ("model.revision", "data.base_revision"),
 )  # fmt: skip
-_REFUSALS = (MisconfigurationException, TypeError, ValueError)
+_REFUSALS = (MisconfigurationException, RuntimeError, TypeError, ValueError)  # RuntimeError: no such device
 
 
 class NeuroglotCLI(LightningCLI):
@@ -72,7 +72,7 @@ class NeuroglotCLI(LightningCLI):
         """Parses; Lightning's own would warn that these are not sys.argv."""
         self.config = parser.parse_args(cast(list[str], args))
 
-    def instantiate_trainer(self, **kwargs: ArgsType) -> None:
+    def instantiate_trainer(self, **kwargs: object) -> None:
         """Makes none yet: see `make_trainer` and `make_fabric`."""
 
     @property

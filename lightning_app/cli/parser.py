@@ -105,7 +105,7 @@ def _resolve_config(name: str) -> str:
             return str(candidate)
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
     raise UserError(
-        f"there is no configuration {name}, neither here nor in configs/{did_you_mean(name, known)} "
+        f"there is no configuration {name}, neither here nor in configs/{did_you_mean(name, known) or ';'} "
         f"configs/ has {' '.join(known)}"
     )
 
