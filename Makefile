@@ -1,9 +1,10 @@
 # make demo and make test need Python 3.11 or newer and make; each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+METHODS := subnetwork,random,random_per_layer,gradient,ffn,full,last_layers,hft,ssu,lora,lora_all,lora_matched,dora,shira,ia3
 export PYTHONPATH :=
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo demo-all test test-all lint bench bench-gpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -15,9 +16,19 @@ demo: .venv/ready
 	$(BIN)/python main.py fit --config demo/base.yaml
 	$(BIN)/python main.py fit --config demo/adapt.yaml
 	$(BIN)/python main.py validate --run_dir runs/demo
+	$(BIN)/python main.py compare --config demo/adapt.yaml --name compare --lrs 10x --model.rank 8 --model.lr null \
+		--data.token_budget 120_000 --methods subnetwork,random_per_layer,lora,ffn
+
+demo-all: demo
+	$(BIN)/python main.py compare --config demo/adapt.yaml --name compare-all --lrs 10x --model.rank 8 --model.lr null \
+		--data.token_budget 120_000 --methods $(METHODS) --model.source_language qaa-Latn \
+		--model.calibration_sequences 100 --model.calibration_tokens 128 --scale 0,0.25,0.5,0.75,1,1.25
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -25,19 +36,15 @@ lint: .venv/ready
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-bench: .venv/bench-ready
+bench: .venv/ready
 	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json
 
-bench-gpu: .venv/bench-ready
+bench-gpu: .venv/ready
 	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json \
 		--settings llama-8b:2x512@0.0131,llama-8b:8x512@0.0131,llama-8b:1x4096@0.0131,nemo-12b:2x512,aya-8b:2x512 \
 		--variants packed,packed_compiled,lora,clone,masked \
 		--profiling llama-8b:1x4096,nemo-12b:1x4096,aya-8b:1x4096 \
 		--suites train_step,plan,loss,profiling,scaling --scaling 95m:4x512
-
-.venv/bench-ready: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	touch .venv/bench-ready
 
 clean:
 	rm -rf .venv runs/demo

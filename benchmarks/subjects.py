@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightning_app.methods.method import Attached
+from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
 from lightning_app.model.base import attend_without_masks, base_without_weights, read_architecture
 from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
@@ -141,11 +142,22 @@ def _frozen(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     return _subject(model, model.base_model, OutputHead.of(model), ids, [])
 
 
-def _method(name: str, is_compiled: bool = False, **keys: object) -> Callable[..., Subject]:
-    """One of our own methods, as a run would put it to work."""
+def _method(name: str, is_compiled: bool = False, is_matched: bool = False, **keys: object) -> Callable[..., Subject]:
+    """One of our own methods, as a run would put it to work.
+
+    Args:
+        name: Of the method.
+        is_compiled: Whether its layers are compiled.
+        is_matched: Whether its rank is such that it trains as many parameters as the neurons have.
+        keys: Of the method.
+    """
 
     def build(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
-        attached = build_method(name, keys).attach(model, neurons)
+        own = {**keys, "rank": _matched_rank(name, model, neurons)} if is_matched else keys
+        method = build_method(name, own)
+        calibration = Calibration(lambda *_: list(ids), ids.device, nullcontext)
+        chosen = method.choose(neurons, model, 0, calibration) if method.needs_neurons else None
+        attached = method.attach(model, chosen)
         if is_compiled:
             compile_layers(model, attached)
         optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
@@ -154,29 +166,11 @@ def _method(name: str, is_compiled: bool = False, **keys: object) -> Callable[..
     return build
 
 
-def _peft(kind: str) -> Callable[..., Subject]:
-    """PEFT's LoRA and SHiRA at the same number of parameters on gate, up and down, and IA3."""
-
-    def build(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
-        import peft
-
-        ffns = find_gated_ffns(model)
-        hidden, width = ffns[0].gate.in_features, ffns[0].neurons
-        parameters = neurons.parameters(hidden)
-        rank = max(1, round(parameters / (3 * (hidden + width) * len(ffns))))
-        targets = ["gate_proj", "up_proj", "down_proj"]
-        config: Any = {
-            "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets),
-            "shira": lambda: peft.ShiraConfig(r=rank, target_modules=targets),
-            "ia3": lambda: peft.IA3Config(
-                target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
-            ),
-        }[kind]()
-        adapted = peft.get_peft_model(model, config)
-        trained = [p for p in adapted.parameters() if p.requires_grad]
-        return _subject(adapted, model.base_model, OutputHead.of(model), ids, trained)
-
-    return build
+def _matched_rank(name: str, model: PreTrainedModel, neurons: NeuronSet) -> int:
+    """Returns the rank at which an adapter trains as many parameters as the neurons have."""
+    wanted = neurons.parameters(model.config.hidden_size)
+    each = copy.deepcopy(model).to("meta").requires_grad_(False)
+    return max(1, round(wanted / build_method(name, {"rank": 1}).attach(each, None).trained_parameters))
 
 
 class _Overwritten(nn.Module):
@@ -209,16 +203,20 @@ def _clone(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
 
 
+_OF_NEURONS = ("random", "random_per_layer", "gradient")
+_DENSE = ("ffn", "full", "last_layers", "hft", "ssu")
 _BUILDERS: dict[str, Callable[..., Subject]] = {
     "frozen": _frozen,
     "packed": _method("subnetwork"),
     "packed_compiled": _method("subnetwork", is_compiled=True),
     "masked": _method("subnetwork", engine="masked"),
-    "lora": _peft("lora"),
-    "shira": _peft("shira"),
-    "ia3": _peft("ia3"),
+    **{name: _method(name) for name in _OF_NEURONS},
+    "lora": _method("lora_matched"),
+    "lora_compiled": _method("lora_matched", is_compiled=True),
+    **{name: _method(name, is_matched=True) for name in ("lora_all", "dora", "shira")},
+    "ia3": _method("ia3"),
     "clone": _clone,
-    "full": _method("full"),
+    **{name: _method(name) for name in _DENSE},
 }
 VARIANTS = tuple(_BUILDERS)
-_OWN_WEIGHTS = ("masked", "full")
+_OWN_WEIGHTS = ("masked", *_DENSE)

@@ -47,13 +47,14 @@ class Console(ProgressBar):
         if attached is None:
             return
         parts = [attached.describe()]
-        if pl_module.language is not None:
-            parts[0] += f" for {pl_module.language}"
+        if pl_module.languages:
+            parts[0] += f" for {', '.join(map(str, pl_module.languages))}"
         if pl_module.subnetworks is not None and pl_module.first_layer and attached.neurons is not None:
-            kept = len(attached.neurons) / len(pl_module.subnetworks.of(pl_module.target))
+            kept = len(attached.neurons) / len(pl_module.subnetworks.to_train(pl_module.targets, 0, ""))
             parts.append(f"from layer {pl_module.first_layer} up, {100 * kept:.0f} % of them")
         trained, total = attached.trained_parameters, pl_module.base.identity.parameters
         parts.append(f"{short(trained)} of {short(total)} parameters, {100 * trained / total:.2f} %")
+        parts.append(f"at a learning rate of {pl_module.lr:g}")
         self.print(f"training {', '.join(parts)}")
 
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
@@ -82,9 +83,9 @@ class Console(ProgressBar):
 
     def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Prints the losses: all of them outside training, one line inside it."""
-        target = pl_module.language.short if pl_module.language is not None else None
+        targets = [language.short for language in pl_module.languages]
         if trainer.state.fn != "fit":
-            self.print(format_losses(self.retention.after, self.retention.baseline, target))
+            self.print(format_losses(self.retention.after, self.retention.baseline, targets))
             return
         when = "before training" if trainer.sanity_checking else f"step {trainer.global_step}"
         parts = []

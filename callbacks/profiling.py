@@ -33,6 +33,6 @@ class LAPEProfiling(Callback):
         processes = Processes(trainer.global_rank, trainer.world_size, device, context)
         pl_module.base.prepare_on(device)
         profiler = Profiler(self.settings, pl_module.base, trainer.datamodule.corpus, processes)
-        pool = self.settings.pool(pl_module.target)
+        pool = self.settings.pool(pl_module.targets)
         atlas, path = profiler.count(pool)
-        pl_module.train_neurons(profiler.select(atlas, pool, pl_module.target), path)
+        pl_module.train_neurons(profiler.select(atlas, pool, pl_module.targets), path)

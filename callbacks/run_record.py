@@ -17,6 +17,7 @@ from callbacks.throughput import Throughput
 from datamodules.glotcc import Batch
 from lightning_app import __version__
 from lightning_app.files import JSON, disk_full, is_disk_full, write_json, write_text
+from lightning_app.planning.memory import peak_gib
 from lightning_app.progress import duration, short
 from lightning_app.reports.tables import format_losses
 from lightning_app.run import Run
@@ -119,20 +120,46 @@ class RunRecord(Callback):
             "tokenizer": data.corpus.tokenizer_digest,
             "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
             "flores": data.flores,
+            "validation": data.validation_id(),
             "processes": trainer.world_size,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+            "method": module.method.name,
+            "settings": module.method.settings,
+            "lr": module.lr,
+            "seed": data.seed,
+            "language": [language.glotcc for language in module.languages],
+            "targets": {share.language.short: share.share for share in data.targets},
         }
+        if status == "complete":
+            record["result"] = self._result(trainer, module)
         write_json(self.folder.record_file, record)
 
+    def _result(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> JSON:
+        """Returns what the run came to, for comparing it with others; ``seconds`` are those of training alone."""
+        rate = self.throughput.tokens_per_second
+        return {
+            "trained_parameters": module.attached.trained_parameters if module.attached is not None else 0,
+            "parameters": module.base.identity.parameters,
+            "steps": trainer.global_step,
+            "tokens": trainer.length.tokens,
+            "tokens_per_second": rate,
+            "seconds": trainer.length.tokens / rate if rate else None,
+            "peak_gib": peak_gib(trainer.strategy.root_device),
+            "before": self.retention.before,
+            "best": {key: value for key, value in self._best.items() if key != "loss"},
+            "last": {"step": trainer.global_step, "losses": self.retention.after},
+        }
+
     def _summary(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> str:
-        target = module.language.short if module.language is not None else None
+        targets = [language.short for language in module.languages]
         trained = module.attached.trained_parameters if module.attached is not None else 0
         total, length, step = module.base.identity.parameters, trainer.length, trainer.global_step
         best = self.folder.best_checkpoint()
         lines = [
-            f"# {module.language or 'New base'} · {module.base_name or 'new'}",
+            f"# {', '.join(map(str, module.languages)) or 'New base'} · {module.base_name or 'new'}",
             "",
-            f"- trained {short(trained)} of {short(total)} parameters ({100 * trained / total:.2f} %)",
+            f"- trained {short(trained)} of {short(total)} parameters ({100 * trained / total:.2f} %): "
+            f"{module.attached.describe() if module.attached is not None else ''}",
             f"- {length.steps} steps, {short(length.tokens)} tokens, "
             f"{duration(time.time() - self._started)} since this process started",
             f"- {self.throughput.summary(trainer)}",
@@ -141,7 +168,7 @@ class RunRecord(Callback):
         if module.subnetworks is not None:
             pool = module.subnetworks
             rate = f", rate {pool.rate:g}" if pool.rate is not None else ""
-            lines.append(f"- {len(pool.of(module.target))} neurons, pool {' '.join(pool.pool)}{rate}")
+            lines.append(f"- neurons of the pool {' '.join(pool.pool)}{rate}")
         tables = []
         if self._best:
             tables.append((f"at the best checkpoint, step {self._best['step']}", self._best["losses"]))
@@ -149,7 +176,7 @@ class RunRecord(Callback):
             tables.append((f"after the last step, {step}", self.retention.after))
         for when, losses in tables:
             lines += ["", f"FLORES dev {when} (nats per token, bits per byte), and the change:", ""]
-            lines += ["```", format_losses(losses, self.retention.before, target), "```"]
+            lines += ["```", format_losses(losses, self.retention.before, targets), "```"]
         return "\n".join([*lines, ""])
 
 

@@ -26,6 +26,7 @@ class Throughput(Callback):
         self._elapsed_s = self._waited_s = 0.0
         self._tokens: torch.Tensor | int = 0  # on the device, so that adding to it waits for nothing
         self._totals = {"tokens": 0.0, "elapsed_s": 0.0, "waited_s": 0.0}
+        self._speed = 0.0
 
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Works out the limit of frozen training for this model and device."""
@@ -90,8 +91,16 @@ class Throughput(Callback):
     def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Prints the figures of the whole training."""
         self.read(trainer)
+        totals = self._totals
+        figures = self._figures(totals["tokens"], totals["elapsed_s"], totals["waited_s"], trainer.world_size)
+        self._speed = figures.get("tokens_per_second", 0.0)
         if trainer.is_global_zero and (line := self.summary(trainer)):
             print(line, flush=True)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of the training of this process's life; None where there was a single batch."""
+        return self._speed or None
 
     def summary(self, trainer: NeuroglotTrainer) -> str:
         """Returns one line on the training so far, of this process's life; empty where there was a single batch."""

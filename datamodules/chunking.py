@@ -7,22 +7,26 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from datamodules.paper import usable_pieces
 from datamodules.token_cache import Lengths, TokenCache
 from lightning_app.model.loss import IGNORED
 
 TrainingChunking = Literal["packed", "paper"]
 Chunking = TrainingChunking | Literal["plain"]
 
-_PAPER_SHORTEST = 256
-
 
 class Blocks(Protocol):
-    """Sequences of token ids by position."""
+    """Sequences of token ids by position.
+
+    Attributes:
+        tokens: Tokens of all sequences together, as the budget counts them.
+        available: Tokens that the cache would give without a budget.
+    """
 
     tokens: int
+    available: int
 
     def __len__(self) -> int: ...
 
@@ -30,7 +34,7 @@ class Blocks(Protocol):
 
 
 class PackedBlocks:
-    """Full blocks of documents back to back, with ``separator`` after each document unless it is None.
+    """Full blocks of documents back to back, each between ``start`` and ``separator`` where they are given.
 
     Nothing is dropped but what does not fill the last block, and there is no padding.
 
@@ -39,17 +43,20 @@ class PackedBlocks:
         block_size: Tokens per block.
         budget: Use at most this many tokens.
         separator: The EOS token in training; None in profiling, as in the paper.
+        start: The BOS token in training, where the tokenizer itself begins a text with it.
     """
 
-    def __init__(self, cache: TokenCache, block_size: int, budget: int, separator: int | None) -> None:
+    def __init__(
+        self, cache: TokenCache, block_size: int, budget: int, separator: int | None, start: int | None = None
+    ) -> None:
         self._tokens = cache.open_tokens()
-        self._separator = separator
+        self._start, self._separator = start, separator
+        self._specials = (start is not None) + (separator is not None)
         self.block_size = block_size
-        # Ends of the documents in the stream that includes the separators.
-        self._ends = cache.read_ends() + (np.arange(1, cache.documents + 1) if separator is not None else 0)
-        available = int(self._ends[-1]) if cache.documents else 0
-        self.available = available
-        self._blocks = min(budget, available) // block_size
+        # Ends of the documents in the stream that includes the special tokens.
+        self._ends = cache.read_ends() + self._specials * np.arange(1, cache.documents + 1)
+        self.available = int(self._ends[-1]) if cache.documents else 0
+        self._blocks = min(budget, self.available) // block_size
         self.tokens = self._blocks * block_size
 
     def __len__(self) -> int:
@@ -59,77 +66,50 @@ class PackedBlocks:
         """Returns block ``index``, int64 (block_size,)."""
         if not 0 <= index < self._blocks:
             raise IndexError(index)
-        start, stop = index * self.block_size, (index + 1) * self.block_size
-        if self._separator is None:
-            return torch.from_numpy(self._tokens[start:stop].astype(np.int64))
-        block = np.full(self.block_size, self._separator, dtype=np.int64)
-        document = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            # Up to the separator that ends this document; in the cache the stream lies `document` positions earlier.
-            text_end = min(int(self._ends[document]) - 1, stop)
-            offset = start - index * self.block_size
-            if text_end > start:
-                block[offset : offset + text_end - start] = self._tokens[start - document : text_end - document]
-            start = int(self._ends[document])
-            document += 1
+        first, stop = index * self.block_size, (index + 1) * self.block_size
+        if not self._specials:
+            return torch.from_numpy(self._tokens[first:stop].astype(np.int64))
+        # The documents that hold the block's first and last token: with special tokens none is empty in the stream.
+        low, high = np.searchsorted(self._ends, (first, stop - 1), side="right")
+        ends = self._ends[low : high + 1] - first
+        starts = np.concatenate(([self._ends[low - 1] - first if low else -first], ends[:-1]))
+        block, is_text = np.empty(self.block_size, dtype=np.int64), np.ones(self.block_size, dtype=bool)
+        skipped = int(low) * self._specials
+        if self._start is not None:
+            skipped += int(starts[0] < 0)
+            heads = starts[starts >= 0]
+            block[heads], is_text[heads] = self._start, False
+        if self._separator is not None:
+            tails = ends[ends <= self.block_size] - 1
+            block[tails], is_text[tails] = self._separator, False
+        # Between the special tokens, the text lies in the cache without a gap.
+        text = first - skipped
+        block[is_text] = self._tokens[text : text + int(is_text.sum())]
         return torch.from_numpy(block)
 
 
-class PaperChunks:
-    """Documents cut into chunks of ``block_size``; chunks and documents under 256 tokens are dropped.
+def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths, specials: int = 1) -> int:
+    """Returns how many tokens a chunking can use of documents with these lengths, ``specials`` around each if packed.
 
-    Args:
-        cache: Where the documents are.
-        block_size: Longest chunk.
-        budget: Use at most this many tokens.
+    For ``paper`` at most so many: whether a document has too few characters is not known from its length.
     """
-
-    def __init__(self, cache: TokenCache, block_size: int, budget: int) -> None:
-        self._tokens = cache.open_tokens()
-        ends = cache.read_ends()
-        lengths = np.diff(ends, prepend=0)
-        starts, sizes = _cut(ends - lengths, lengths, block_size)
-        self.available = int(sizes.sum())
-        kept = int(np.searchsorted(sizes.cumsum(), budget, side="right"))
-        self._starts, self._sizes = starts[:kept], sizes[:kept]
-        self.block_size = block_size
-        self.tokens = int(self._sizes.sum())
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Returns chunk ``index``, int64 of 256 to ``block_size`` tokens."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        start = int(self._starts[index])
-        return torch.from_numpy(self._tokens[start : start + int(self._sizes[index])].astype(np.int64))
-
-
-def _cut(starts: Lengths, lengths: Lengths, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns starts and sizes of the pieces of ``size`` tokens (the last one shorter) that are long enough."""
-    pieces = -(-lengths // size)
-    nth = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
-    piece_starts = np.repeat(starts, pieces) + nth * size
-    piece_sizes = np.minimum(np.repeat(lengths, pieces) - nth * size, size)
-    kept = piece_sizes >= min(_PAPER_SHORTEST, size)
-    return piece_starts[kept], piece_sizes[kept]
-
-
-def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths) -> int:
-    """Returns how many tokens a chunking can use of documents with these lengths."""
     if chunking == "paper":
-        return int(_cut(np.zeros_like(lengths), lengths, block_size)[1].sum())
-    return int(lengths.sum()) + (len(lengths) if chunking == "packed" else 0)
+        return usable_pieces(lengths, block_size)
+    return int(lengths.sum()) + (len(lengths) * specials if chunking == "packed" else 0)
 
 
 def cut_blocks(
-    chunking: Chunking, cache: TokenCache, block_size: int, budget: int, separator: int
-) -> PackedBlocks | PaperChunks:
-    """Returns the blocks that a chunking makes of a cache."""
-    if chunking == "paper":
-        return PaperChunks(cache, block_size, budget)
-    return PackedBlocks(cache, block_size, budget, separator if chunking == "packed" else None)
+    chunking: Literal["packed", "plain"],
+    cache: TokenCache,
+    block_size: int,
+    budget: int,
+    separator: int,
+    start: int | None = None,
+) -> PackedBlocks:
+    """Returns the full blocks of a cache: ``packed`` with special tokens around every document, ``plain`` without."""
+    if chunking == "plain":
+        return PackedBlocks(cache, block_size, budget, None)
+    return PackedBlocks(cache, block_size, budget, separator, start)
 
 
 def pad_batch(sequences: list[Tensor], padding: int) -> dict[str, Tensor]:

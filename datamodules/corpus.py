@@ -1,45 +1,25 @@
 """The corpus of a run: which text, whose tokenizer, and the cache that holds the tokens."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.chunking import Blocks, Chunking, cut_blocks, usable_tokens
+from datamodules.chunking import Blocks, Chunking, TrainingChunking, cut_blocks, usable_tokens
+from datamodules.paper import PaperChunks
+from datamodules.shares import Share
 from datamodules.sources import Identity, TextSource, open_source
 from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
-from datamodules.tokenizers import train_tokenizer
+from datamodules.tokenizers import start_token, train_tokenizer
 from lightning_app.errors import UserError
 from lightning_app.files import digest
-from lightning_app.languages import Language, find_language
+from lightning_app.languages import Language
 from lightning_app.model.base import load_tokenizer
-
-
-@dataclass(frozen=True)
-class Share:
-    """A language's part of the training text."""
-
-    language: Language
-    share: float
-
-
-def read_shares(target: Language | None, mixture: dict[str, float] | None) -> list[Share]:
-    """Returns the target alone, or the languages of a mixture with shares that sum to one.
-
-    Raises:
-        UserError: A share is not above zero, or both are given.
-    """
-    if not mixture:
-        return [Share(target, 1.0)] if target is not None else []
-    total = sum(mixture.values())
-    if target is not None or total <= 0 or min(mixture.values()) <= 0:
-        raise UserError(
-            "--data.mixture needs shares above zero and no --language beside it; found "
-            f"{mixture} and language {target or 'none'}"
-        )
-    return [Share(find_language(code), share / total) for code, share in mixture.items()]
 
 
 @dataclass
@@ -85,6 +65,11 @@ class Corpus:
         """Digest over everything that decides which ids a text gets."""
         return tokenizer_id(self.tokenizer)
 
+    @cached_property
+    def start_token(self) -> int | None:
+        """The BOS token, where the tokenizer itself puts it at the head of a text."""
+        return start_token(self.tokenizer)
+
     @property
     def atlases(self) -> Path:
         """Folder of the atlases counted on this corpus, among others."""
@@ -96,7 +81,8 @@ class Corpus:
 
     def fill(self, language: Language, budget: int, chunking: Chunking, block_size: int) -> TokenCache:
         """Returns a token cache with ``budget`` tokens of a language, or all there is; safe on all processes."""
-        usable = partial(usable_tokens, chunking, block_size)
+        specials = 1 + (self.start_token is not None)
+        usable = partial(usable_tokens, chunking, block_size, specials=specials)
         title = f"tokenising {language}"
         return fill(self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
 
@@ -109,6 +95,18 @@ class Corpus:
         for language in languages:
             self._source(language)
 
+    def training_blocks(
+        self, language: Language, budget: int, chunking: TrainingChunking, block_size: int
+    ) -> tuple[Blocks, TokenCache]:
+        """Returns blocks with ``budget`` tokens of a language, or with all there is, and their cache; see `fill`."""
+        wanted = budget
+        while True:
+            cache = self.fill(language, wanted, chunking, block_size)
+            blocks = self._cut(chunking, cache, budget, block_size)
+            if blocks.available >= budget or cache.is_exhausted:
+                return blocks, cache
+            wanted += budget - blocks.available  # documents of too few characters do not count
+
     def profiling_blocks(self, language: Language, tokens: int, block_size: int) -> tuple[Blocks, Identity]:
         """Returns full blocks without special tokens, as LAPE counts on, and where they come from.
 
@@ -116,13 +114,37 @@ class Corpus:
             UserError: The language has less than one block of text.
         """
         cache = self.fill(language, tokens, "plain", block_size)
-        blocks = cut_blocks("plain", cache, block_size, tokens, separator=-1)
+        blocks = self._cut("plain", cache, tokens, block_size)
         if len(blocks) == 0:
             raise UserError(
                 f"{language} has {cache.tokens} tokens of text, less than one profiling block of {block_size}; "
                 "lower --profiling.block_size"
             )
         return blocks, cache.manifest["key"]
+
+    def sample(self, language: Language, sequences: int, tokens: int, special: bool = True) -> Iterator[Tensor]:
+        """Returns up to ``sequences`` blocks of ``tokens`` ids, int64 (``tokens``,): the first of a language's text.
+
+        They are packed as in training, or without ``special`` tokens as in profiling; the cache is filled as needed.
+
+        Raises:
+            UserError: The language has less than one block of text.
+        """
+        chunking: Chunking = "packed" if special else "plain"
+        budget = sequences * tokens
+        blocks = self._cut(chunking, self.fill(language, budget, chunking, tokens), budget, tokens)
+        if len(blocks) == 0:
+            raise UserError(
+                f"{language} has {blocks.available} tokens of text, less than one sequence of {tokens}; "
+                "ask for shorter sequences or give more text"
+            )
+        return (blocks[index] for index in range(len(blocks)))
+
+    def _cut(self, chunking: Chunking, cache: TokenCache, budget: int, block_size: int) -> Blocks:
+        if chunking == "paper":
+            return PaperChunks(cache, block_size, budget, self.tokenizer)
+        end = cast(int, self.tokenizer.eos_token_id)
+        return cut_blocks(chunking, cache, block_size, budget, end, self.start_token)
 
     def _source(self, language: Language) -> TextSource:
         own = self.files.get(language.glotcc)

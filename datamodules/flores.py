@@ -5,7 +5,6 @@ Read from FLORES+ on the hub (gated), from the public FLORES-200 tarball, or fro
 
 import tarfile
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.joining import join_sentences
+from datamodules.tokenizers import start_token
 from lightning_app.errors import UserError
 from lightning_app.files import replacing
 from lightning_app.hub import gated, hub_errors
@@ -28,6 +29,7 @@ FLORES_PLUS = "openlanguagedata/flores_plus"
 TARBALL = "https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz"
 
 Split = Literal["dev", "devtest"]
+Overlap = Literal["drop", "keep"]
 
 _ALTERNATIVES = "--data.flores tarball (FLORES-200, public) or --data.flores FOLDER"
 
@@ -45,20 +47,21 @@ class FloresBlock:
     text_bytes: int
 
 
-def read_flores(source: str, language: Language, split: Split, cache_dir: Path) -> list[str]:
-    """Returns a language's sentences; dev without those that devtest holds too.
+def read_flores(source: str, language: Language, split: Split, cache_dir: Path, overlap: Overlap = "drop") -> list[str]:
+    """Returns a language's sentences.
 
     Args:
         source: ``openlanguagedata/flores_plus``, ``tarball``, the address or path of a .tar.gz, or a folder.
         language: Whose sentences.
         split: dev to validate and devtest to test.
         cache_dir: Where the tarball is kept.
+        overlap: Whether dev loses or keeps the sentences that devtest holds, too.
 
     Raises:
         UserError: The source lacks the language, is gated, or cannot be reached.
     """
     sentences = _read_split(source, language, split, cache_dir)
-    if split == "dev":
+    if split == "dev" and overlap == "drop":
         devtest = set(_read_split(source, language, "devtest", cache_dir))
         sentences = [sentence for sentence in sentences if sentence not in devtest]
     return sentences
@@ -169,30 +172,27 @@ def _lacks(source: str, language: Language, code: str) -> UserError:
 def join_blocks(sentences: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[FloresBlock]:
     """Joins sentences with spaces into blocks of at most ``block_size`` tokens, in order; a longer sentence is split.
 
-    Every block begins with the tokenizer's BOS token, or EOS where it has none (what ends a document in training), so
-    that all tokens of the text are predicted and bits per byte count all of its bytes.
+    Every block begins with a start token, so that all tokens of the text are predicted and bits per byte count all of
+    its bytes: BOS where the tokenizer itself begins a text with it, else EOS, which ends a document in training. The
+    bytes of a sentence that is split count in its first block.
+
+    Raises:
+        UserError: A block has no room beside its start token.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    room = block_size - 1
+    if room < 1:
+        raise UserError(f"--data.block_size is {block_size}; expected 2 or more: a start token and text to predict")
+    begin = start_token(tokenizer)
+    head = torch.tensor([tokenizer.eos_token_id if begin is None else begin])
     blocks: list[FloresBlock] = []
-    ids: list[int] = []
-    text_bytes = 0
-    for sentence, joined in _joined(sentences):
-        pieces = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids and 1 + len(ids) + len(pieces) > block_size:
-            blocks.append(FloresBlock(torch.tensor([start, *ids]), text_bytes))
-            ids, text_bytes = [], 0
-            joined = sentence
-            pieces = tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
-        text_bytes += len(joined.encode())
-        ids += pieces
-        while 1 + len(ids) > block_size:
-            blocks.append(FloresBlock(torch.tensor([start, *ids[: block_size - 1]]), text_bytes))
-            ids, text_bytes = ids[block_size - 1 :], 0
-    if ids:
-        blocks.append(FloresBlock(torch.tensor([start, *ids]), text_bytes))
+    # The tail of a split sentence is joined with what follows it, up to a full block.
+    for run, ids in join_sentences(sentences, tokenizer, lambda first: room * max(1, -(-first // room))):
+        if not ids:
+            continue
+        pieces = torch.tensor(ids).split(room)
+        text_bytes = [len(" ".join(run).encode()), *(0 for _ in pieces[1:])]
+        if len(pieces) > 1 and len(run) > 1:
+            text_bytes[0] = len(run[0].encode())
+            text_bytes[-1] = len(" ".join(["", *run[1:]]).encode())
+        blocks += [FloresBlock(torch.cat([head, piece]), size) for piece, size in zip(pieces, text_bytes, strict=True)]
     return blocks
-
-
-def _joined(sentences: list[str]) -> Iterator[tuple[str, str]]:
-    for index, sentence in enumerate(sentences):
-        yield sentence, f" {sentence}" if index else sentence

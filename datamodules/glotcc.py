@@ -11,16 +11,18 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.chunking import Blocks, TrainingChunking, cut_blocks, pad_batch
-from datamodules.corpus import Corpus, read_shares
-from datamodules.flores import FLORES_PLUS, FloresBlock, Split, is_at_hand, join_blocks, read_flores
+from datamodules.chunking import TrainingChunking, pad_batch
+from datamodules.corpus import Corpus
+from datamodules.evaluation import EvaluationText
+from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
+from datamodules.shares import Share, beside_replay, read_replay, read_targets
 from datamodules.token_cache import TokenCache
+from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
 from lightning_app.languages import Language, find_language
-from lightning_app.progress import short
 
 Batch = dict[str, Tensor]
 Item = TypeVar("Item")
@@ -33,18 +35,24 @@ class GlotCCDataModule(LightningDataModule):
     workers or processes. Its state is the number of sequences that all processes consumed.
 
     Args:
-        language: Target language: a code such as ``cy``, a name, or a GlotCC code.
+        language: Target language: a code such as ``cy``, a name, or a GlotCC code. Several may be given, with shares
+            of the text: ``cy,mt`` or ``cy:3,mt:1``.
         mixture: Languages and their shares, to train a base model from scratch; replaces ``language``.
         source: GlotCC repository on the hub, or a folder in its layout.
         revision: Branch, tag or commit of the repository.
         files: Own text instead, per language: .txt, .jsonl or .parquet files, folders or patterns.
         flores: ``openlanguagedata/flores_plus`` (gated), ``tarball`` (FLORES-200, public), a .tar.gz, or a folder.
+        flores_overlap: ``drop`` from dev the sentences that devtest holds too, or ``keep`` them, as the paper does.
         watch: Languages whose loss is watched beside the target's, to measure forgetting.
+        paper_loss: Report the paper's validation loss, too: the whole dev set of the targets, in batches of
+            ``batch_size``, padding counted.
+        replay: Other languages mixed into the targets' text, with their shares of the whole, {en: 0.2}; text that is
+            too short for its share is passed several times.
         token_budget: Tokens to train on, at most; 0.1 to 100 million is usual.
         epochs: Passes over the text where it is shorter than the budget.
         block_size: Tokens per training sequence and at most per validation block.
         chunking: ``packed`` (documents back to back with EOS between, no padding) or ``paper`` (documents cut into
-            chunks, chunks under 256 tokens dropped, padded; padding is not counted in the loss).
+            chunks, those under half a block dropped, token for token; padding is not counted in the loss).
         batch_size: Sequences per device and forward pass.
         validation_batch_size: FLORES blocks per device and forward pass.
         tokenizer: Name or folder; the base model's where not given.
@@ -67,7 +75,10 @@ class GlotCCDataModule(LightningDataModule):
         revision: str = "main",
         files: dict[str, str | list[str]] | None = None,
         flores: str = FLORES_PLUS,
+        flores_overlap: Overlap = "drop",
         watch: Sequence[str] = ("en", "es", "ru", "zh"),
+        paper_loss: bool = False,
+        replay: dict[str, float] | None = None,
         token_budget: int = 100_000_000,
         epochs: int = 1,
         block_size: int = 512,
@@ -84,30 +95,52 @@ class GlotCCDataModule(LightningDataModule):
         base_revision: str | None = None,
     ) -> None:
         super().__init__()
-        self.target, self.flores = find_language(language) if language else None, flores
-        self.shares = read_shares(self.target, mixture)
+        self.targets = read_targets(language, mixture)
+        self.replay = read_replay(replay, self.targets, is_mixture=bool(mixture))
         self.watched = [find_language(code) for code in watch]
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
-        for name, value in {**counts, "validation_batch_size": validation_batch_size}.items():
-            if value < 1:
-                raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
+        _require_counts({**counts, "validation_batch_size": validation_batch_size})
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
+        self.flores, self.has_paper_loss = flores, paper_loss
         self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
         own = {find_language(code).glotcc: files_of for code, files_of in (files or {}).items()}
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
         )
-        self._blocks: list[Blocks] = []
-        self._wanted: list[int] = []
         self._consumed = self._batches_done = 0
-        self.caches: dict[str, TokenCache] = {}
-        self.evaluation: dict[str, list[FloresBlock]] = {}
+        self._text = TrainingText(self.corpus, chunking, block_size)
+        self._evaluation = EvaluationText(flores, flores_overlap, Path(cache_dir))
+
+    @property
+    def shares(self) -> list[Share]:
+        """All languages of the training text, replay too, with their shares of it."""
+        return [*beside_replay(self.targets, self.replay), *self.replay]
+
+    @property
+    def target(self) -> Language | None:
+        """The first language to adapt to."""
+        return self.targets[0].language if self.targets else None
+
+    @property
+    def paper_languages(self) -> list[Language]:
+        """Languages of the evaluation loaders that follow those of `validation_languages`: the paper's loss."""
+        return [target.language for target in self.targets] if self.has_paper_loss else []
+
+    @property
+    def caches(self) -> dict[str, TokenCache]:
+        """Token caches of the training text by GlotCC code."""
+        return self._text.caches
+
+    @property
+    def evaluation(self) -> dict[str, list[FloresBlock]]:
+        """The blocks that `setup` read, by GlotCC code."""
+        return self._evaluation.blocks
 
     @property
     def validation_languages(self) -> list[Language]:
-        """Target (or mixture) first, then the watched ones, each once."""
-        return list(dict.fromkeys([*(share.language for share in self.shares), *self.watched]))
+        """Targets (or mixture) first, then the watched ones, each once; replay only where it is watched."""
+        return list(dict.fromkeys([*(target.language for target in self.targets), *self.watched]))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -117,8 +150,7 @@ class GlotCCDataModule(LightningDataModule):
     @property
     def flores_to_download(self) -> list[Language]:
         """Validation languages whose sentences are not on this machine yet."""
-        cache_dir = self.corpus.cache_dir
-        return [lang for lang in self.validation_languages if not is_at_hand(self.flores, lang, cache_dir)]
+        return self._evaluation.to_download(self.validation_languages)
 
     @property
     def _running(self) -> Trainer:
@@ -138,11 +170,9 @@ class GlotCCDataModule(LightningDataModule):
         Raises:
             UserError: The text is less than one step.
         """
-        trainer, wanted = self._running, sum(self._wanted)
-        pairs = zip(self._blocks, self._wanted, strict=True)
-        tokens = sum(sequences * blocks.tokens / len(blocks) for blocks, sequences in pairs)
+        trainer, wanted = self._running, self._text.sequences
         length = RunLength(
-            wanted, tokens / max(wanted, 1), self.batch_size, trainer.world_size,
+            wanted, self._text.tokens / max(wanted, 1), self.batch_size, trainer.world_size,
             trainer.accumulate_grad_batches, trainer.max_steps,
         )  # fmt: skip
         if length.steps_of_text == 0:
@@ -155,53 +185,39 @@ class GlotCCDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Fills the caches that ``stage`` reads. File locks make this safe on every process at once."""
-        if stage in ("fit", "validate"):
-            self._setup_evaluation("dev")  # first: it is quick, and gated
-        if stage == "test":
-            self._setup_evaluation("devtest")
+        if stage in ("fit", "validate", "test"):
+            self._setup_evaluation("devtest" if stage == "test" else "dev")  # first: it is quick, and gated
         if stage == "fit":
             self._setup_training()
 
     def _setup_training(self) -> None:
         if not self.shares:
             raise UserError("no language to train on: give --language (cy, say) or --config cy.yaml")
-        self._blocks, self._wanted = [], []
-        for share in self.shares:
-            budget = int(self.token_budget * share.share)
-            cache = self.corpus.fill(share.language, budget, self.chunking, self.block_size)
-            eos = cast(int, self.tokenizer.eos_token_id)
-            blocks = cut_blocks(self.chunking, cache, self.block_size, budget, eos)
-            if len(blocks) == 0:
-                raise UserError(
-                    f"{share.language} gives no sequence of {self.block_size} tokens: {blocks.available} tokens of "
-                    f"text, budget {budget}; raise --data.token_budget or lower --data.block_size"
-                )
-            sequences = min(budget * len(blocks) // blocks.tokens, len(blocks) * self.epochs)
-            if blocks.available < budget:
-                _say(
-                    f"{share.language} has {short(blocks.available)} tokens of text, less than the budget of "
-                    f"{short(budget)}: training on {short(sequences * blocks.tokens // len(blocks))} tokens"
-                )
-            self.caches[share.language.glotcc] = cache
-            self._blocks.append(blocks)
-            self._wanted.append(sequences)
+        self._text = TrainingText(self.corpus, self.chunking, self.block_size)
+        self._text.read(beside_replay(self.targets, self.replay), self.replay, self.token_budget, self.epochs)
+        for note in self._text.notes:
+            _say(note)
 
     def _setup_evaluation(self, split: Split) -> None:
         if not self.validation_languages:
             raise UserError("no language to validate on: give --language (cy, say), --config cy.yaml or --data.watch")
-        for language in self.validation_languages:
-            sentences = read_flores(self.flores, language, split, self.corpus.cache_dir)
-            self.evaluation[language.glotcc] = join_blocks(sentences, self.tokenizer, self.block_size)
+        text, tokenizer, size = self._evaluation, self.tokenizer, self.block_size
+        text.read_blocks(self.validation_languages, split, tokenizer, size)
+        text.read_paper(self.paper_languages, split, tokenizer, size, self.batch_size)
+
+    def validation_id(self) -> dict[str, str]:
+        """Returns a digest of the evaluation blocks by language: equal where two runs are measured on the same text."""
+        return self._evaluation.identity(self.validation_languages)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Returns the loader of this process, from the first sequence that was not consumed yet."""
-        trainer, length = self._running, self.length
-        order = training_order([len(blocks) for blocks in self._blocks], self._wanted, self.seed)
+        trainer, length, text = self._running, self.length, self._text
+        order = training_order([len(blocks) for blocks in text.blocks], text.wanted, self.seed)
         order = order[: length.steps_of_text * length.sequences_per_step]
         batches = ResumableBatches(
             order, self.batch_size, trainer.global_rank, trainer.world_size, self._consumed, self._batches_done
         )
-        dataset: ConcatDataset[Tensor] = ConcatDataset(cast(list[Dataset[Tensor]], self._blocks))
+        dataset: ConcatDataset[Tensor] = ConcatDataset(cast(list[Dataset[Tensor]], text.blocks))
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -225,28 +241,35 @@ class GlotCCDataModule(LightningDataModule):
         Raises:
             UserError: It counts sequences of other text.
         """
-        if not self._blocks:
+        if not self._text.blocks:
             return  # validation and test read no training text
         if state_dict["cache"] != self._cache_id():
             raise UserError(
                 "the checkpoint counts its position in other text than this run reads (another data set, revision, "
-                "tokenizer, chunking, budget, seed or block size); use the same settings, or --resume never"
+                "tokenizer, chunking, budget, replay, seed or block size); use the same settings, or --resume never"
             )
         self._consumed, self._batches_done = state_dict["sequences_consumed"], state_dict["batches"]
 
     def _cache_id(self) -> list[object]:
-        caches = [self.caches[share.language.glotcc].id for share in self.shares]
-        return [caches, self._wanted, self.chunking, self.block_size, self.seed]
+        return [*self._text.identity(), self.seed]
 
-    def val_dataloader(self) -> list[DataLoader[FloresBlock]]:
-        """Returns one loader per validation language, sharded over processes without padding the set."""
-        return [self._evaluation_loader(language) for language in self.validation_languages]
+    def val_dataloader(self) -> list[DataLoader[FloresBlock] | DataLoader[Batch]]:
+        """Returns one loader per validation language, then one per language of the paper's loss.
+
+        They are sharded over processes without padding the set, those of the paper's loss by whole batches.
+        """
+        ours = [self._evaluation_loader(language) for language in self.validation_languages]
+        return [*ours, *(self._paper_loader(language) for language in self.paper_languages)]
 
     test_dataloader = val_dataloader  # over devtest
 
     def _evaluation_loader(self, language: Language) -> DataLoader[FloresBlock]:
         mine = cast(Dataset[FloresBlock], self._share_of(self.evaluation[language.glotcc]))
         return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self._collate_evaluation)
+
+    def _paper_loader(self, language: Language) -> DataLoader[Batch]:
+        mine = cast(Dataset[Batch], self._share_of(self._evaluation.paper[language.glotcc]))
+        return DataLoader(mine, batch_size=None)
 
     def _share_of(self, items: list[Item]) -> list[Item]:
         """Returns this process's part, without padding: it may be shorter than another's."""
@@ -260,6 +283,12 @@ class GlotCCDataModule(LightningDataModule):
         """Returns the prompts of ``predict``, one at a time."""
         prompts = read_prompts(self.prompts_file, self.target, self.flores, self.corpus.cache_dir)
         return DataLoader(cast(Dataset[str], self._share_of(prompts)), batch_size=1)
+
+
+def _require_counts(counts: dict[str, int]) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
 
 
 @rank_zero_only

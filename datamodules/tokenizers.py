@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the run's own text, for a base from scratch."""
+"""What a tokenizer begins a text with, and a byte-level BPE trained on the run's own text for a base from scratch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +14,13 @@ from lightning_app.model.base import load_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_BYTES = 20_000_000
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns BOS where the tokenizer itself puts it at the head of a text; None where it does not, or has none."""
+    bos = tokenizer.bos_token_id
+    bare, whole = (tokenizer("a", add_special_tokens=adds, verbose=False)["input_ids"] for adds in (False, True))
+    return bos if bos is not None and whole[:1] == [bos] and bare[:1] != [bos] else None
 
 
 def train_tokenizer(

@@ -35,10 +35,10 @@ class Adaptation:
         architecture: Configuration of a base that was trained from scratch; None of one that was loaded.
         dtype: Of the base's weights in training, by torch's name.
         tokenizer: Hub name or folder.
-        language: GlotCC code of the target; None of a mixture.
+        language: GlotCC codes of the targets, comma between; None of a mixture.
         method: What was trained, and how.
         trained: Identity of what was trained; see `Attached.identity`.
-        neurons: The trained neurons, or None where that is not said by neurons.
+        neurons: The neurons that the method was given, or None where it needs none.
     """
 
     base: ModelIdentity
@@ -116,7 +116,11 @@ class AdaptedModel:
 
 
 def load_adapted(
-    source: str | Path, base: str | None = None, revision: str | None = None, dtype: torch.dtype | None = None
+    source: str | Path,
+    base: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    scale: float = 1.0,
 ) -> AdaptedModel:
     """Loads an adapted model, or a base as it is.
 
@@ -125,6 +129,7 @@ def load_adapted(
         base: Where the base is, if not under the name that it had in training.
         revision: Branch, tag or commit of the base; the one it had in training where not given.
         dtype: Of the weights; as in training, or as the base's files have it, where not given.
+        scale: Shrinks or stretches what training changed; 0 is the base.
 
     Raises:
         UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
@@ -144,7 +149,7 @@ def load_adapted(
     rebuilt = _rebuild(adaptation, base, revision, dtype)
     if adaptation.architecture is None:
         adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
-    adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"])
+    adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"], scale)
     is_the_bases = adaptation.tokenizer == adaptation.base.name
     tokenizer = rebuilt.identity.name if is_the_bases else adaptation.tokenizer
     return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)

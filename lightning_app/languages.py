@@ -1,12 +1,18 @@
 """The languages, and the code that each data set knows them by.
 
 A `Language` travels through the program; codes are converted here and nowhere else (arXiv 2510.13580, table 4).
+``languages.tsv`` beside this file holds every language of FLORES-200, the paper's twelve first.
 """
 
+import csv
+import difflib
+import math
 import re
+import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
-from lightning_app.errors import UserError, did_you_mean
+from lightning_app.errors import UserError
 
 _GLOTCC_CODE = re.compile(r"^([a-z]{3})[-_]([A-Z][a-z]{3})$")
 
@@ -21,9 +27,12 @@ class Language:
         family: Genus or family, for grouping overlaps.
         glotcc: GlotCC-V1 configuration, ``cym-Latn``.
         flores_200: FLORES-200 and SIB-200 code, ``cym_Latn``.
-        flores_plus: FLORES+ configuration.
+        flores_plus: FLORES+ configuration, ``twi_Latn_asan1239`` where it renamed the code of FLORES-200.
         belebele: Belebele configuration.
         opus_100: OPUS-100 pair with English.
+        joshi: Class from 0, left behind, to 5, rich in resources, of Joshi et al. 2020 (arXiv 2004.09095,
+            ``lang2tax.txt``); it is the language's, whatever the script.
+        cc100_gib: Size in GiB of CC-100 (arXiv 1911.02116, table 6; for Swedish as its authors corrected it).
     """
 
     name: str
@@ -34,6 +43,8 @@ class Language:
     flores_plus: str | None
     belebele: str | None
     opus_100: str | None
+    joshi: int | None = None
+    cc100_gib: float | None = None
 
     @property
     def script(self) -> str:
@@ -55,41 +66,62 @@ class Language:
         return code
 
 
-def _language(
-    name: str, short: str, family: str, glotcc: str, *, flores: str = "", plus: str = "", opus: bool = True
-) -> Language:
-    own = glotcc.replace("-", "_")
-    pair = "-".join(sorted((short, "en"))) if opus and short != "en" else None
-    flores = flores or own
-    return Language(name, short, family, glotcc, flores, plus or own, None if short == "cy" else flores, pair)
-
-
 PAPER_LANGUAGES = ("mt", "af", "is", "cy", "mk", "lv", "lt", "sl", "sk", "et", "ka", "ne")
 """Pool of the paper, in the order of its released masks."""
 
-_TABLE = (
-    _language("Maltese", "mt", "Semitic", "mlt-Latn"),
-    _language("Afrikaans", "af", "Germanic", "afr-Latn"),
-    _language("Icelandic", "is", "Germanic", "isl-Latn"),
-    _language("Welsh", "cy", "Celtic", "cym-Latn"),
-    _language("Macedonian", "mk", "Slavic", "mkd-Cyrl"),
-    _language("Latvian", "lv", "Baltic", "lvs-Latn"),
-    _language("Lithuanian", "lt", "Baltic", "lit-Latn"),
-    _language("Slovenian", "sl", "Slavic", "slv-Latn"),
-    _language("Slovak", "sk", "Slavic", "slk-Latn"),
-    _language("Estonian", "et", "Finnic", "ekk-Latn", flores="est_Latn"),
-    _language("Georgian", "ka", "Kartvelian", "kat-Geor"),
-    _language("Nepali", "ne", "Indo-Aryan", "npi-Deva"),
-    _language("English", "en", "Germanic", "eng-Latn", opus=False),
-    _language("French", "fr", "Romance", "fra-Latn"),
-    _language("German", "de", "Germanic", "deu-Latn"),
-    _language("Spanish", "es", "Romance", "spa-Latn"),
-    _language("Italian", "it", "Romance", "ita-Latn"),
-    _language("Russian", "ru", "Slavic", "rus-Cyrl"),
-    _language("Chinese", "zh", "Sinitic", "cmn-Hani", flores="zho_Hans", plus="cmn_Hans"),
-    _language("Japanese", "ja", "Japonic", "jpn-Jpan"),
-    _language("Arabic", "ar", "Semitic", "arb-Arab"),
-)
+
+def _read_table() -> tuple[Language, ...]:
+    with Path(__file__).with_suffix(".tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return tuple(
+        Language(
+            name=row["name"],
+            short=row["short"],
+            family=row["family"],
+            glotcc=row["glotcc"],
+            flores_200=row["flores_200"] or None,
+            flores_plus=row["flores_plus"] or None,
+            belebele=row["belebele"] or None,
+            opus_100=row["opus_100"] or None,
+            joshi=int(row["joshi"]) if row["joshi"] else None,
+            cc100_gib=float(row["cc100_gib"]) if row["cc100_gib"] else None,
+        )
+        for row in rows
+    )
+
+
+def _key(word: str) -> str:
+    """Returns the form in which names and codes are compared: no case, accents, underscores or curly apostrophes."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", word) if not unicodedata.combining(letter))
+    return plain.casefold().replace("_", "-").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").strip()
+
+
+_TABLE = _read_table()
+
+# FLORES-200's names of the languages that go by a shorter one here, and everyday names unlike the table's.
+_OTHER_NAMES = {
+    "ar": ("Modern Standard Arabic",),
+    "fa": ("Farsi",),
+    "lv": ("Standard Latvian",),
+    "pa": ("Punjabi",),
+    "tl": ("Filipino",),
+    "yue": ("Cantonese",),
+    "zh": ("Chinese (Simplified)", "Mandarin"),
+}
+
+_WORDS = {
+    _key(word): (word, language)
+    for language in _TABLE
+    for word in (
+        language.name,
+        *_OTHER_NAMES.get(language.short, ()),
+        language.short,
+        language.glotcc,
+        language.flores_200,
+        language.flores_plus,
+    )
+    if word
+}
 
 
 def known_languages() -> tuple[Language, ...]:
@@ -107,20 +139,61 @@ def find_language(code: str) -> Language:
 
     >>> find_language("cy").flores_plus, find_language("Estonian").glotcc, find_language("ekk_Latn").flores_200
     ('cym_Latn', 'ekk-Latn', 'est_Latn')
-    >>> find_language("gla-Latn").flores_plus
-    'gla_Latn'
+    >>> find_language("vietnamese").short, find_language("vie-Latn").joshi, find_language("id").cc100_gib
+    ('vi', 4, 148.3)
+    >>> find_language("uzn-Cyrl").flores_plus
+    'uzn_Cyrl'
     """
-    for language in _TABLE:
-        hyphenated = (language.flores_200 or "").replace("_", "-"), (language.flores_plus or "").replace("_", "-")
-        if code.lower() in (language.short, language.name.lower()):
-            return language
-        if code.replace("_", "-") in (language.glotcc, *hyphenated):
-            return language
+    if found := _WORDS.get(_key(code)):
+        return found[1]
     if match := _GLOTCC_CODE.match(code):
         glotcc, flores = "-".join(match.groups()), "_".join(match.groups())
         return Language(glotcc, glotcc, "unknown", glotcc, flores, flores, flores, None)
-    known = [word for language in _TABLE for word in (language.short, language.name, language.glotcc)]
     raise UserError(
-        f"unknown language '{code}'{did_you_mean(code, known) or '.'} Expected one of "
-        f"{' '.join(language.short for language in _TABLE)} or a GlotCC code such as gla-Latn"
+        f"unknown language '{code}'{_suggest(code)} Expected one of {' '.join(PAPER_LANGUAGES)}, the name or code of "
+        "another language of FLORES-200, or a GlotCC code such as gla-Latn"
     )
+
+
+def _suggest(code: str) -> str:
+    """Returns the names that have ``code`` as a word, else the nearest name or code, as a question."""
+    near = [language.name for language in _TABLE if _key(code) in _key(language.name).split()]
+    near = near or [_WORDS[word][0] for word in difflib.get_close_matches(_key(code), _WORDS, n=1)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+
+
+def find_languages(text: str) -> list[tuple[Language, float]]:
+    """Returns the languages that ``text`` names, each with its share of the whole; the shares sum to one.
+
+    Languages are separated by commas and named as in `find_language`. Each may have a share after a colon, in any
+    unit; one without a share counts as 1.
+
+    Raises:
+        UserError: A part is empty, names an unknown language or one that was named before, or its share is not a
+            number above zero.
+
+    >>> [(language.name, share) for language, share in find_languages("cy")]
+    [('Welsh', 1.0)]
+    >>> [(language.name, share) for language, share in find_languages("cy:3, mt:1")]
+    [('Welsh', 0.75), ('Maltese', 0.25)]
+    """
+    expected = "expected languages with or without shares, e.g. --language cy:2,mt:1"
+    shares: dict[Language, float] = {}
+    for part in text.split(","):
+        code, colon, share = (word.strip() for word in part.partition(":"))
+        if not code:
+            raise UserError(f"--language is '{text}', which names no language in '{part.strip()}'; {expected}")
+        language = find_language(code)
+        if language in shares:
+            raise UserError(f"--language is '{text}', which names {language} twice; {expected}")
+        try:
+            shares[language] = float(share) if colon else 1.0
+        except ValueError:
+            shares[language] = math.nan
+        if not 0 < shares[language] < math.inf:
+            found = f"where the share of {language} is '{share}', not a number above zero"
+            raise UserError(f"--language is '{text}', {found}; {expected}")
+    total = sum(shares.values())
+    if total == math.inf:
+        raise UserError(f"--language is '{text}', where the shares are too large to add up; {expected}")
+    return [(language, share / total) for language, share in shares.items()]

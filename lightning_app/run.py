@@ -30,11 +30,16 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # best-step...-loss....ckpt and last.ckpt
         self.last_checkpoint = self.checkpoints / "last.ckpt"  # what a killed run goes on from
         self.summary = path / "summary.md"  # what changed
+        self.scaled = path / "scaled.json"  # losses of the best checkpoint with its change at other scales
+        self.log = path / "log.txt"  # what a run that a comparison started has said
         self.predictions = path / "predictions.jsonl"  # what predict continued
-        self.model = path / "model"  # a transformers folder, of methods that make a whole model
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def result(self, kind: str) -> Path:
+        """Returns where a result of its own form is: ``model``, a transformers folder, or ``adapter``, PEFT's."""
+        return self.path / kind
 
     @classmethod
     def of(cls, checkpoint: Path) -> "RunFolder":
@@ -67,12 +72,11 @@ class RunFolder:
         Raises:
             UserError: It is damaged.
         """
-        if not self.record_file.is_file():
-            return {}
-        try:
-            return json.loads(self.record_file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.record_file} is damaged ({error}); delete it, or choose another --name") from error
+        return _read_json(self.record_file) if self.record_file.is_file() else {}
+
+    def read_scaled(self) -> JSON:
+        """Returns what scaled.json says; raises `UserError` where it is damaged."""
+        return _read_json(self.scaled)
 
     def text_revision(self, data_set: str) -> str | None:
         """Returns the commit of a data set that the run read, which a resumed run stays at; None where it is new."""
@@ -153,6 +157,13 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
     if not Path(resume).is_file():
         raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")
     return Run(folder, configuration, Path(resume))
+
+
+def _read_json(path: Path) -> JSON:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --name") from error
 
 
 def _fresh(folder: Path) -> Path:

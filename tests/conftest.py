@@ -92,6 +92,7 @@ class Workplace:
 
     def __init__(self, folder: Path, hub: Path) -> None:
         self.folder, self.hub = folder, hub
+        self.atlas = folder / "cache/atlases"  # the file, once the adapted run has made it
 
     def keys(self, run_dir: str = "runs") -> list[str]:
         return [
@@ -129,4 +130,5 @@ def workplace(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     assert command_line(place.new_base()) == 0
     assert command_line(place.adapt()) == 0
     sys.argv[:] = before
+    (place.atlas,) = place.atlas.glob("*.safetensors")
     return place

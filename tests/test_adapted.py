@@ -96,7 +96,7 @@ def test_the_adapted_model_respects_padding_on_the_left(run):
 def test_whole_models_come_back_too(workplace):
     """A base from scratch is rebuilt from its checkpoint, with nothing but the tokenizer beside it."""
     new = RunFolder(workplace.folder / "runs/base")
-    saved = AutoModelForCausalLM.from_pretrained(new.model, dtype=torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(new.result("model"), dtype=torch.float32)
     assert torch.equal(logits(load_adapted(new.path).model), logits(saved))
 
 

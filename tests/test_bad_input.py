@@ -108,14 +108,14 @@ def test_files_of_another_model(workplace, capsys, tmp_path):
 
 
 def test_an_atlas_with_another_block_size(workplace, capsys):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     keys = workplace.adapt("bad", profiling__block_size=64, profiling__atlas=path)
     refused(capsys, keys, "blocks of 128 tokens, asked for 64")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_truncated_files(share, workplace, capsys, tmp_path):
-    (atlas,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    atlas = workplace.atlas
     run = workplace.folder / "runs/adapted"
     checkpoint = next((run / "checkpoints").glob("best*"))
     for path in (atlas, run / "subnetwork.safetensors", checkpoint):

@@ -45,7 +45,7 @@ def test_every_language_of_the_paper_has_a_configuration():
 
 
 LINKED = {
-    "model": {"language"},
+    "model": {"language", "seed"},
     "data": {"language", "seed", "base", "base_revision"},
     "profiling": set(),
     "trainer": set(),
@@ -134,7 +134,7 @@ def test_without_a_verb_all_of_them_are_named(capsys):
 def test_verbs_that_are_not_lightnings_make_no_trainer(workplace, monkeypatch, capsys):
     monkeypatch.setattr(NeuroglotCLI, "make_trainer", lambda *args: pytest.fail("a Trainer was made"))
     keys = [key for key in workplace.adapt()[1:] if not key.startswith("--name")]
-    (atlas,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    atlas = workplace.atlas
     assert main(["plan", *keys]) == 0
     assert main(["profile", *keys]) == 0
     assert main(["subnetwork", f"--atlas={atlas}"]) == 0

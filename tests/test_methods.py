@@ -1,9 +1,12 @@
 """What every method promises, whichever it is."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from lightning_app.errors import UserError
+from lightning_app.methods.method import Calibration
 from lightning_app.methods.registry import METHODS, build_method
 from lightning_app.model.base import base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
@@ -12,13 +15,31 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from tests.conftest import ARCHITECTURES, tiny_model
 
 NEURONS = NeuronSet({1: torch.tensor([0, 5, 47]), 2: torch.tensor([3])})
-WAYS = [("subnetwork", {}), ("subnetwork", {"engine": "masked"}), ("ffn", {}), ("full", {})]
+OF_NEURONS = ("subnetwork", "random", "random_per_layer", "gradient")
+OF_PEFT = ("lora", "lora_all", "dora", "shira")
+WAYS = [
+    *((name, {}) for name in METHODS if name not in OF_PEFT),
+    ("subnetwork", {"engine": "masked"}),
+    *((name, {"rank": 2}) for name in OF_PEFT),
+]
 ADAMW = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.999)}
+
+
+def text(code, sequences, tokens):
+    """Calibration text: a few sequences, other ones for the source language than for the target."""
+    generator = torch.Generator().manual_seed(0 if code is None else 1)
+    return [torch.randint(3, 97, (min(tokens, 24),), generator=generator) for _ in range(min(sequences, 5))]
+
+
+CALIBRATION = Calibration(text, torch.device("cpu"), nullcontext)
 
 
 def put_to_work(name, keys, architecture="llama"):
     method, model = build_method(name, keys), tiny_model(architecture)
-    return method, model, method.attach(model, NEURONS if method.needs_neurons else None)
+    neurons = method.choose(NEURONS, model, 0, CALIBRATION) if method.needs_neurons else None
+    attached = method.attach(model, neurons)
+    attached.calibrate(CALIBRATION)
+    return method, model, attached, neurons
 
 
 def train(model, attached, steps=2):
@@ -41,41 +62,97 @@ def test_every_method_is_tried_here():
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma2"])
 @pytest.mark.parametrize(("name", "keys"), WAYS)
 def test_saved_weights_rebuild_the_trained_model_attached_or_plain(name, keys, architecture):
-    method, model, attached = put_to_work(name, keys, architecture)
+    method, model, attached, neurons = put_to_work(name, keys, architecture)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     train(model, attached)
     trained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     assert any(not torch.equal(trained[name], before[name]) for name in before)
     saved = {name: weight.clone() for name, weight in attached.weights().items()}
-    _, other, again = put_to_work(name, keys, architecture)
+    _, other, again, _ = put_to_work(name, keys, architecture)
     assert again.identity() == attached.identity()
     again.load_weights(saved)
     plain = tiny_model(architecture)
-    method.restore(plain, attached.neurons, saved)
+    method.restore(plain, neurons, saved)
+    assert not any(weight.requires_grad for weight in plain.parameters())
     for name, weight in trained.items():
         assert torch.equal(other.get_parameter(name), weight), name
         assert torch.equal(plain.get_parameter(name), weight), name
 
 
 @pytest.mark.parametrize(("name", "keys"), WAYS)
+def test_frozen_weights_stay_bit_identical(name, keys):
+    """For adapters that is all of the base; for ssu the shielded columns of the matrices that train, too."""
+    _, model, attached, _ = put_to_work(name, keys)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    own = {id(parameter) for parameter in attached.trained()}
+    train(model, attached, steps=3)
+    changed = [name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)]
+    if name in OF_NEURONS:
+        matrices = {f"model.layers.{layer}.mlp.{p}_proj.weight" for layer in attached.neurons.layers
+                    for p in ("gate", "up", "down")}  # fmt: skip
+        assert set(changed) == matrices
+    else:
+        assert {id(model.get_parameter(name)) for name in changed} <= own
+        assert len(changed) == len(own)
+    for name, frozen in attached.weights().items():
+        if name.startswith("frozen_columns."):
+            weight = f"{name.removeprefix('frozen_columns.')}.weight"
+            assert torch.equal(model.get_parameter(weight)[:, frozen], before[weight][:, frozen])
+            assert not (model.get_parameter(weight)[:, ~frozen] == before[weight][:, ~frozen]).all(0).any()
+
+
+@pytest.mark.parametrize(("name", "keys"), WAYS)
+def test_a_scaled_change_goes_from_the_base_to_the_trained_model_and_on(name, keys):
+    method, model, attached, neurons = put_to_work(name, keys)
+    train(model, attached)
+    saved = {name: weight.clone() for name, weight in attached.weights().items()}
+    ids = torch.arange(3, 40).unsqueeze(0)
+    base, trained = tiny_model("llama")(ids).logits, model(ids).logits
+    logits, weights = {}, {}
+    for scale in (0.0, 0.5, 1.0, 1.25):
+        scaled = tiny_model("llama")
+        method.restore(scaled, neurons, saved, scale)
+        logits[scale], weights[scale] = scaled(ids).logits, dict(scaled.named_parameters())
+    assert torch.equal(logits[0.0], base)
+    assert torch.equal(logits[1.0], trained)
+    for name, weight in tiny_model("llama").named_parameters():
+        half, more = weights[0.5][name] - weight, weights[1.25][name] - weight
+        torch.testing.assert_close(more, 2.5 * half, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OF_NEURONS)
+def test_methods_that_choose_neurons_train_as_many_of_them(name):
+    _, _, attached, neurons = put_to_work(name, {})
+    assert attached.neurons.identity == neurons.identity
+    assert len(neurons) == len(NEURONS)
+    assert (neurons.identity == NEURONS.identity) == (name == "subnetwork")
+    if name == "random_per_layer":
+        assert neurons.per_layer(3) == NEURONS.per_layer(3)
+    others = {method_seed: build_method(name, {"seed": method_seed}) for method_seed in (0, 1)}
+    drawn = {seed: each.choose(NEURONS, tiny_model("llama"), 1, CALIBRATION) for seed, each in others.items()}
+    assert all(min(each.layers) >= 1 for each in drawn.values())
+    assert (drawn[0].identity != drawn[1].identity) == name.startswith("random")
+
+
+@pytest.mark.parametrize(("name", "keys"), WAYS)
 def test_what_is_trained_is_counted_and_described(name, keys):
-    _, model, attached = put_to_work(name, keys)
-    ffns = find_gated_ffns(model)
-    every = sum(weight.numel() for weight in model.parameters())
-    of_ffns = sum(w.numel() for ffn in ffns for w in (ffn.gate.weight, ffn.up.weight, ffn.down.weight))
-    expected = {"subnetwork": 3 * 32 * len(NEURONS), "ffn": of_ffns, "full": every}
-    assert attached.trained_parameters == expected[name]
-    assert attached.lowest_layer == (1 if name == "subnetwork" else 0)
+    _, model, attached, neurons = put_to_work(name, keys)
+    before = [weight.detach().clone() for weight in attached.trained()]
+    train(model, attached, steps=3)
+    moved = sum(int((old != new).sum()) for old, new in zip(before, attached.trained(), strict=True))
+    # The embeddings of words that no text has do not move, nor what the first steps of a LoRA leave at zero.
+    assert 0.75 * attached.trained_parameters < moved <= attached.trained_parameters
+    assert attached.lowest_layer == {"last_layers": 1}.get(name, min(neurons.layers) if attached.neurons else 0)
     assert attached.describe()
     delta = attached.delta()
-    assert (delta is not None) == (name == "subnetwork")
+    assert (delta is not None) == (name in OF_NEURONS)
     if delta is not None:
-        assert delta.neurons.identity == NEURONS.identity
+        assert delta.neurons.identity == neurons.identity
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ffn_training_moves_every_matrix_of_the_ffns_and_nothing_else(architecture):
-    _, model, attached = put_to_work("ffn", {}, architecture)
+    _, model, attached, _ = put_to_work("ffn", {}, architecture)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     train(model, attached)
     inside = {id(p) for ffn in find_gated_ffns(model) for x in (ffn.gate, ffn.up, ffn.down) for p in x.parameters()}
@@ -88,8 +165,8 @@ def test_a_method_attaches_to_a_base_without_weights(name, keys):
     """What the plan counts on: the same numbers are trained, whether weights are there or not."""
     settings = {**ARCHITECTURES["llama"], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
                 "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}  # fmt: skip
-    method, _, attached = put_to_work(name, keys)
-    meta = method.attach(base_without_weights(None, None, torch.float32, settings).model, attached.neurons)
+    method, _, attached, neurons = put_to_work(name, keys)
+    meta = method.attach(base_without_weights(None, None, torch.float32, settings).model, neurons)
     assert meta.trained_parameters == attached.trained_parameters
 
 
@@ -100,3 +177,5 @@ def test_unknown_methods_and_keys_are_refused_by_name():
         build_method("full", {"engin": "packed"})
     with pytest.raises(UserError, match="projections is empty"):
         build_method("subnetwork", {"projections": ()})
+    with pytest.raises(UserError, match=r"model.rank is 8, but --model.method ia3 has no such key; it is one of lora"):
+        build_method("ia3", {"rank": 8, "projections": ["gate", "up", "down"]})

@@ -27,7 +27,7 @@ def keep_argv(monkeypatch):
 
 
 def test_atlas_counts_what_a_plain_forward_shows(workplace):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     atlas = Atlas.load(path)
     assert set(atlas.counts) == set(LANGUAGES)
     model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
@@ -60,7 +60,7 @@ def profile(workplace, atlas, *more):
 
 
 def test_a_language_stops_when_the_sets_of_its_halves_overlap_enough(workplace):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     full = Atlas.load(path)
     found = profile(workplace, workplace.folder / "stable.safetensors", "--profiling.stop_when_stable=0.4")
     assert set(found.stability) == set(LANGUAGES)
@@ -76,7 +76,7 @@ def test_a_language_stops_when_the_sets_of_its_halves_overlap_enough(workplace):
 
 
 def test_counting_to_the_end_in_halves_gives_the_same_counts_and_the_overlap_of_its_halves(workplace):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     full = Atlas.load(path)
     found = profile(workplace, workplace.folder / "halves.safetensors", "--profiling.stop_when_stable=1.0")
     for code, counts in full.counts.items():
@@ -144,7 +144,7 @@ def test_profile_extends_an_atlas_and_subnetwork_needs_no_model(workplace, capsy
 
 
 def test_merged_atlases_are_the_sum(workplace):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     one, two = Atlas.load(path), Atlas.load(path)
     one.merge(two, path)
     for code, counts in two.counts.items():
@@ -153,7 +153,7 @@ def test_merged_atlases_are_the_sum(workplace):
 
 
 def test_atlases_of_different_models_or_settings_do_not_merge(workplace):
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     atlas, other = Atlas.load(path), Atlas.load(path)
     other.model = dataclasses.replace(other.model, fingerprint="0123456789abcdef")
     with pytest.raises(UserError, match="another model"):

@@ -248,7 +248,7 @@ def test_first_layer_trains_the_upper_neurons_only(workplace, capsys):
 
 def test_two_processes_end_like_one_with_twice_the_batch(workplace):
     """Profiling, training and validation on two processes: the same counts, weights and losses."""
-    (path,) = (workplace.folder / "cache/atlases").glob("*.safetensors")
+    path = workplace.atlas
     atlas = workplace.folder / "two.safetensors"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", f"--profiling.atlas={atlas}"]
     process = start([*workplace.adapt("two"), *two])

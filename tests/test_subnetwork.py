@@ -90,4 +90,4 @@ def test_languages_carry_each_data_sets_code():
     with pytest.raises(UserError, match=r"belebele has no Welsh"):
         find_language("cy").code("belebele")
     assert find_language("gla-Latn").script == "Latn"
-    assert len({language.glotcc for language in known_languages()}) == 21
+    assert len(known_languages()) >= 204

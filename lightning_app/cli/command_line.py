@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
+from lightning_app.cli.compare import COMPARE, compare
 from lightning_app.cli.fit import FIT, fit
 from lightning_app.cli.measure import PREDICT, TEST, VALIDATE, measure
 from lightning_app.cli.parser import HELP_ALL, Verb, resolve_configs
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[Verb, Callable[[list[str], bool], None]]] = {
     **{verb.name: (verb, partial(measure, verb)) for verb in (VALIDATE, TEST, PREDICT)},
     PROFILE.name: (PROFILE, profile),
     PLAN.name: (PLAN, plan),
+    COMPARE.name: (COMPARE, compare),
     SUBNETWORK.name: (SUBNETWORK, subnetwork),
 }
 
@@ -70,7 +72,7 @@ def _quiet_libraries() -> None:
         ".*isinstance.treespec, LeafSpec.*", ".*Checkpoint directory.*", ".*`srun` command is available.*",
         ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*",
         ".*callbacks used to create the checkpoint.*", ".*recommended to use `self.log.*sync_dist.*",
-        ".*your dataloader is not resumable.*",
+        ".*your dataloader is not resumable.*", ".*Sparse invariant checks.*", ".*is_gradient_checkpointing.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -5,16 +5,16 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.averaging import WeightAverage
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.console import Console
-from callbacks.new_base import SaveNewBase
 from callbacks.profiling import LAPEProfiling
+from callbacks.result import SaveResult
 from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
 from callbacks.throughput import Throughput
-from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
 from lightning_app.cli.parser import Verb, say
-from lightning_app.files import JSON
 from lightning_app.planning.checks import require_checks
 from lightning_app.run import choose_run, configuration_digest, run_name
 
@@ -28,7 +28,6 @@ FIT = Verb(
     ),
     {"resume": (str, "auto", "auto goes on from the last checkpoint, never starts anew, or the path of a checkpoint.")},
 )  # fmt: skip
-_CONFIG_KEYS = ("seed_everything", "language", "name", "run_dir", "trainer", "model", "data", "profiling")
 
 
 class _FitCLI(NeuroglotCLI):
@@ -36,8 +35,7 @@ class _FitCLI(NeuroglotCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config
-        every = yaml.safe_load(self.parser.dump(settings, skip_none=False))
-        plain: JSON = {key: every[key] for key in _CONFIG_KEYS if key in every}
+        plain = resolved(self)
         self.config_yaml = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         digest, name = configuration_digest(plain), settings.name or run_name(plain)
         self.run = choose_run(Path(settings.run_dir), name, digest, settings.resume, is_named=bool(settings.name))
@@ -56,9 +54,10 @@ def fit(arguments: list[str], shows_all: bool) -> None:
         return
     say(f"run folder {folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
     retention, throughput = Retention(), Throughput()
-    callbacks = [LAPEProfiling(cli.profiling), retention, Console(retention), throughput, SaveNewBase(folder)]
+    callbacks = [LAPEProfiling(cli.profiling), WeightAverage(cli.model.ema), retention, Console(retention), throughput]
     # In this order: a run is marked complete only when all of its files are there.
     callbacks += [
+        SaveResult(folder),
         RunRecord(run, cli.config_yaml, throughput, retention),
         BestCheckpoint(folder),
         LastCheckpoint(folder),

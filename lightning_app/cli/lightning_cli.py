@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import yaml
 from jsonargparse import ActionYesNo
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -13,7 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from datamodules.glotcc import GlotCCDataModule
 from lightning_app.cli.parser import CONFIGS, Parser, Verb
 from lightning_app.errors import UserError
-from lightning_app.methods.registry import METHODS
+from lightning_app.files import JSON
+from lightning_app.methods.registry import METHODS, find_method
 from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.module import SparseSubnetModule
@@ -21,8 +23,10 @@ from lightning_app.training.trainer import NeuroglotTrainer, require_srun
 
 _LINKS = (
     ("language", "model.language"), ("language", "data.language"), ("seed_everything", "data.seed"),
+    ("seed_everything", "model.seed"),
     ("model.base", "data.base"), ("model.revision", "data.base_revision"),
 )  # fmt: skip
+_CONFIG_KEYS = ("seed_everything", "language", "name", "run_dir", "trainer", "model", "data", "profiling")
 _REFUSALS = (MisconfigurationException, RuntimeError, TypeError, ValueError)  # RuntimeError: no such device
 
 
@@ -109,6 +113,15 @@ class NeuroglotCLI(LightningCLI):
             return Fabric(**{k: trainer[k] for k in ("accelerator", "devices", "num_nodes", "strategy", "precision")})
         except _REFUSALS as error:
             raise _refused(error) from error
+
+
+def resolved(cli: NeuroglotCLI) -> JSON:
+    """Returns the keys that every verb has, as plain data; usable as ``--config``."""
+    settings = cli.config
+    if settings.model.lr is None:
+        settings.model.lr = find_method(settings.model.method).lr
+    every = yaml.safe_load(cli.parser.dump(settings, skip_none=False))
+    return {key: every[key] for key in _CONFIG_KEYS if key in every}
 
 
 def _refused(error: Exception) -> UserError:

@@ -60,7 +60,7 @@ def measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
 
 def _require_same_neurons(checkpoint: Path, module: SparseSubnetModule, path: Path) -> None:
     """Raises `UserError` where a subnetwork file that is named beside a checkpoint is not the one it was made with."""
-    neurons = Subnetworks.load(path).to_train(module.target, module.first_layer, path)
+    neurons = Subnetworks.load(path).to_train(module.targets, module.first_layer, path)
     found = Adaptation.read(load_checkpoint(checkpoint, is_mapped=True)).neurons
     if found is None or found.identity != neurons.identity:
         raise UserError(

@@ -34,7 +34,7 @@ def profile(arguments: list[str], shows_all: bool) -> None:
     base = load_base(module.base_name, module.revision, base_dtype(cli.config.trainer.precision))
     base.prepare_on(fabric.device)
     processes = Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.autocast)
-    atlas, path = Profiler(settings, base, cli.datamodule.corpus, processes).count(settings.pool(module.language))
+    atlas, path = Profiler(settings, base, cli.datamodule.corpus, processes).count(settings.pool(module.languages))
     held = ", ".join(f"{code} {short(tokens)}" for code, tokens in atlas.tokens.items())
     processes.say(f"atlas {path}: tokens {held}")
     processes.say(f"select with: python main.py subnetwork --atlas {path} --profiling.rate {settings.rate:g}")

@@ -34,7 +34,7 @@ class MaskedEngine(NeuronTraining):
             for linear, mask in self._masks_of(ffn):
                 weight = linear.weight.detach()
                 linear.weight = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32)))
-                linear.weight.register_hook(_masking_hook(mask))
+                linear.weight.register_hook(masking_hook(mask))
                 self._masks.append((linear, mask))
 
     def _masks_of(self, ffn: GatedFFN) -> list[tuple[nn.Linear, Tensor]]:
@@ -76,29 +76,36 @@ class MaskedEngine(NeuronTraining):
 
     def optimizer(self, lr: float, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
         """Returns AdamW over the matrices, with weight decay on the neurons' entries alone."""
-        return MaskedAdamW(self._masks, lr=lr, weight_decay=weight_decay, betas=betas)
+        masks = [mask for _, mask in self._masks]
+        return MaskedAdamW(self.trained(), masks, lr=lr, weight_decay=weight_decay, betas=betas)
 
     def require_frozen_gradients_zero(self) -> None:
-        """Checks that the hooks reached every gradient; some sharding strategies never call them.
-
-        Raises:
-            RuntimeError: A frozen entry has a gradient.
-        """
+        """Raises `RuntimeError` where a hook did not reach a gradient."""
         for linear, mask in self._masks:
-            grad = linear.weight.grad
-            if grad is not None and torch.any(grad.masked_fill(mask.to(grad.device), 0) != 0):
-                raise RuntimeError("a gradient mask was not applied: this strategy does not run gradient hooks")
+            require_masked(linear.weight.grad, mask)
 
 
 class MaskedAdamW(AdamW):
-    """AdamW whose decoupled weight decay reaches only the masked entries; an entry without gradient does not move."""
+    """AdamW whose decoupled weight decay reaches only the masked entries; an entry without gradient does not move.
+
+    Args:
+        weights: What is stepped.
+        masks: Of each weight, what of it is trained; broadcast over it. None where all of it is.
+        lr: Learning rate.
+        weight_decay: Of what is trained.
+        betas: Of AdamW.
+    """
 
     def __init__(
-        self, masks: list[tuple[nn.Linear, Tensor]], lr: float, weight_decay: float, betas: tuple[float, float]
+        self,
+        weights: Sequence[Tensor],
+        masks: Sequence[Tensor | None],
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
     ) -> None:
-        super().__init__([linear.weight for linear, _ in masks], lr=lr, weight_decay=0.0, betas=betas)
-        self._masks = [mask for _, mask in masks]
-        self._decay = weight_decay
+        super().__init__(weights, lr=lr, weight_decay=0.0, betas=betas)
+        self._masks, self._decay = list(masks), weight_decay
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Makes one step. The closure, which computes the gradients, runs before any weight moves."""
@@ -110,10 +117,22 @@ class MaskedAdamW(AdamW):
             shrink = 1 - group["lr"] * self._decay
             for weight, mask in zip(group["params"], self._masks, strict=True):
                 with torch.no_grad():
-                    weight.copy_(torch.where(mask.to(weight.device), weight * shrink, weight))
+                    shrunk = weight * shrink
+                    weight.copy_(shrunk if mask is None else torch.where(mask.to(weight.device), shrunk, weight))
         super().step()
         return loss
 
 
-def _masking_hook(mask: Tensor) -> Callable[[Tensor], Tensor]:
+def masking_hook(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Returns a hook that keeps the gradient where ``mask``, which broadcasts over it, is true."""
     return lambda grad: grad * mask.to(grad.device)
+
+
+def require_masked(grad: Tensor | None, mask: Tensor) -> None:
+    """Checks that a masking hook reached a gradient; some sharding strategies never call them.
+
+    Raises:
+        RuntimeError: An entry outside the mask has a gradient.
+    """
+    if grad is not None and torch.any(grad.masked_fill(mask.to(grad.device), 0) != 0):
+        raise RuntimeError("a gradient mask was not applied: this strategy does not run gradient hooks")

@@ -1,8 +1,10 @@
 """The protocol that every way to adapt a base follows; the rest of the program never asks which one runs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
+from lightning_app.errors import UserError
 from lightning_app.model.ffn import Projection, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
 
@@ -29,13 +32,33 @@ class Delta:
     neurons: NeuronSet
     vectors: Weights
 
-    def write(self, base: PreTrainedModel) -> None:
-        """Rounds the vectors into the live weights of ``base``, in place."""
+    def write(self, base: PreTrainedModel, scale: float = 1.0) -> None:
+        """Rounds the vectors into the live weights of ``base``, in place; ``scale`` shrinks or stretches the change."""
         ffns = find_gated_ffns(base)
         for name, vectors in self.vectors.items():
             layer, projection = name.split(".")
-            device = ffns[int(layer)].down.weight.device
-            ffns[int(layer)].write(projection, self.neurons.by_layer[int(layer)].to(device), vectors.to(device))
+            ffn = ffns[int(layer)]
+            neurons = self.neurons.by_layer[int(layer)].to(ffn.down.weight.device)
+            vectors = vectors.to(ffn.down.weight.device)
+            if scale != 1.0:
+                vectors = ffn.read(projection, neurons).to(vectors.dtype).lerp(vectors, scale)
+            ffn.write(projection, neurons, vectors)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Text that a method looks at before it trains, and how it runs through the base.
+
+    Attributes:
+        blocks: Returns up to so many sequences of so many token ids, (T,), of a language by its code, or of the
+            languages that are adapted to where the code is None.
+        device: Where the base is.
+        forward_context: Makes the context that a forward pass runs in, autocast for example.
+    """
+
+    blocks: Callable[[str | None, int, int], Iterable[Tensor]]
+    device: torch.device
+    forward_context: Callable[[], AbstractContextManager[object]]
 
 
 class Attached(nn.Module, ABC):
@@ -61,6 +84,20 @@ class Attached(nn.Module, ABC):
     def load_weights(self, weights: Weights) -> None:
         """Takes over weights of the same names and shapes, and brings the live weights up to date."""
 
+    def take(self, weights: Weights) -> None:
+        """Takes over the weights of a checkpoint, wherever they are.
+
+        Raises:
+            UserError: Their names or shapes are others.
+        """
+        mine = self.weights()
+        if {name: w.shape for name, w in mine.items()} != {name: w.shape for name, w in weights.items()}:
+            raise UserError(
+                f"the checkpoint's {len(weights)} weights do not fit the {len(mine)} of this run; "
+                "they were made with other --model keys, another subnetwork or another base"
+            )
+        self.load_weights({name: w.to(mine[name].device) for name, w in weights.items()})
+
     @abstractmethod
     def identity(self) -> dict[str, object]:
         """Returns what a checkpoint must have been made with for its weights to be these, as plain data."""
@@ -72,7 +109,10 @@ class Attached(nn.Module, ABC):
     @property
     def trained_parameters(self) -> int:
         """Numbers that training may change."""
-        return sum(weights.numel() for weights in self.weights().values())
+        return sum(weights.numel() for weights in self.trained())
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Looks at text before the first step, for methods that have to; what it finds is among `weights`."""
 
     def optimizer(self, lr: float, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
         """Returns AdamW; weight decay reaches nothing that is not trained."""
@@ -87,6 +127,9 @@ class Attached(nn.Module, ABC):
     def delta(self) -> Delta | None:
         """Returns what changed against the base, or None where that is not said by neurons."""
         return Delta(self.neurons, self.weights()) if self.neurons is not None else None
+
+    def save(self, folder: Path) -> None:
+        """Writes the result as its own library reads it, for methods with a `Method.result`."""
 
 
 class NeuronTraining(Attached):
@@ -118,21 +161,50 @@ class NeuronTraining(Attached):
 class Method(ABC):
     """A way to adapt a base. The fields of a subclass are its keys, ``--model.KEY`` on the command line.
 
+    Args:
+        seed: Of what the method draws at random.
+
     Attributes:
         name: What ``--model.method`` calls it.
-        needs_neurons: Whether it trains neurons, which have to be selected first.
-        makes_model: Whether its result is a whole model, kept as a transformers folder once the run is complete.
+        lr: Its learning rate where none is given.
+        needs_neurons: Whether the neurons that speak the language have to be selected first.
+        result: The file kind that its result is kept in once a run is complete, beside the checkpoints: ``model``, a
+            transformers folder, or ``adapter``, PEFT's; None where the checkpoint is all.
+        chooses_by_text: Whether `choose` looks at text; a run that goes on then keeps what it chose.
         trains_new_base: Whether it can train a base from random weights.
     """
 
     name: ClassVar[str]
+    lr: ClassVar[float] = 1e-4
     needs_neurons: ClassVar[bool] = False
-    makes_model: ClassVar[bool] = False
+    chooses_by_text: ClassVar[bool] = False
+    result: ClassVar[str | None] = None
     trains_new_base: ClassVar[bool] = False
+
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The keys that are not at their defaults, the seed left out."""
+        every = {each.name: (getattr(self, each.name), each.default) for each in fields(self) if each.name != "seed"}
+        return {key: value for key, (value, default) in every.items() if value != default}
 
     def weight_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype to load a base in, where its frozen weights would be ``dtype``."""
         return dtype
+
+    def choose(
+        self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
+    ) -> NeuronSet:
+        """Returns the neurons to train, where those that speak the language are ``neurons``.
+
+        Args:
+            neurons: Of the language, from ``first_layer`` up.
+            base: Frozen.
+            first_layer: The lowest layer whose neurons may be trained.
+            calibration: Text to choose by.
+        """
+        return neurons
 
     @abstractmethod
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
@@ -141,11 +213,29 @@ class Method(ABC):
         Args:
             base: Nothing of it requires a gradient.
             neurons: The neurons to train; None unless ``needs_neurons``.
+
+        Raises:
+            UserError: The base has nothing of the kind that the method trains.
         """
 
-    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights) -> None:
-        """Writes a checkpoint's weights into a base, which stays a plain transformers model."""
+    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0) -> None:
+        """Writes a checkpoint's weights into a base, which stays a plain transformers model.
+
+        Args:
+            base: As it was before training.
+            neurons: Those that were trained.
+            weights: As `Attached.weights` gave them.
+            scale: Shrinks or stretches what training changed; 0 is the base and 1 the trained model.
+        """
         if neurons is not None:
-            Delta(neurons, weights).write(base)
+            Delta(neurons, weights).write(base, scale)
         else:
-            base.load_state_dict(weights, strict=False)
+            write_weights(base, weights, scale)
+
+
+def write_weights(base: PreTrainedModel, weights: Weights, scale: float) -> None:
+    """Writes whole weights into a base by their names, in place."""
+    live = base.state_dict()
+    for name in weights.keys() & live.keys():
+        new = weights[name].to(live[name].device)
+        live[name].copy_(new if scale == 1.0 else live[name].to(new.dtype).lerp(new, scale))

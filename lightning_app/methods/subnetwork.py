@@ -1,4 +1,4 @@
-"""Training a subnetwork: the neurons that speak a language, and nothing else (arXiv 2510.13580, section 3)."""
+"""Training neurons: those that speak a language (arXiv 2510.13580, section 3), and others for comparison."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -6,11 +6,13 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.methods.gradient import score_neurons
 from lightning_app.methods.masked import MaskedEngine
-from lightning_app.methods.method import Attached, Method
+from lightning_app.methods.method import Attached, Calibration, Method
 from lightning_app.methods.packed import PackedEngine
 from lightning_app.model.ffn import PROJECTIONS, Projection, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.selection import highest_neurons, random_neurons, random_per_layer
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,49 @@ class SubnetworkTraining(Method):
         engine = PackedEngine if self.engine == "packed" else MaskedEngine
         ordered = tuple(projection for projection in PROJECTIONS if projection in self.projections)
         return engine(find_gated_ffns(base), neurons or NeuronSet({}), ordered)
+
+
+class RandomNeurons(SubnetworkTraining):
+    """Trains as many neurons as speak the language, drawn from all layers alike: the paper's random baseline."""
+
+    name: ClassVar[str] = "random"
+
+    def choose(
+        self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
+    ) -> NeuronSet:
+        ffns = find_gated_ffns(base)
+        return random_neurons(len(neurons), len(ffns), ffns[0].neurons, self.seed, first_layer)
+
+
+class RandomNeuronsPerLayer(SubnetworkTraining):
+    """Trains as many neurons in each layer as speak the language there, but others: its depth without its neurons."""
+
+    name: ClassVar[str] = "random_per_layer"
+
+    def choose(
+        self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
+    ) -> NeuronSet:
+        ffns = find_gated_ffns(base)
+        return random_per_layer(neurons.per_layer(len(ffns)), ffns[0].neurons, self.seed)
+
+
+@dataclass(frozen=True)
+class GradientNeurons(SubnetworkTraining):
+    """Trains as many neurons as speak the language: those that its loss depends on most, by activation x gradient.
+
+    Args:
+        calibration_sequences: Sequences of text that are looked at before training.
+        calibration_tokens: Tokens in each of them; at most the base's context.
+    """
+
+    name: ClassVar[str] = "gradient"
+    chooses_by_text: ClassVar[bool] = True
+
+    calibration_sequences: int = 500
+    calibration_tokens: int = 2048
+
+    def choose(
+        self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
+    ) -> NeuronSet:
+        blocks = calibration.blocks(None, self.calibration_sequences, self.calibration_tokens)
+        return highest_neurons(score_neurons(base, blocks, calibration), len(neurons), first_layer)

@@ -151,8 +151,8 @@ def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
     )
 
 
-def attend_without_masks(model: PreTrainedModel) -> None:
-    """Lets fused attention be causal by itself, where no layer has a sliding window.
+def attend_without_masks(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model, in which fused attention is causal by itself where no layer has a sliding window.
 
     Sequences here are single ones, padded on the right at most, so no mask is needed. transformers finds that out from
     the positions in every forward, and waits for the device to do so.
@@ -161,6 +161,7 @@ def attend_without_masks(model: PreTrainedModel) -> None:
     if config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None:
         AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
         model.set_attn_implementation(_CAUSAL)
+    return model
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

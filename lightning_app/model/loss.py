@@ -54,6 +54,22 @@ class OutputHead:
             )
 
 
+@torch.no_grad()
+def paper_loss(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Returns a batch's loss as the paper's script takes it: the mean over all positions, those of the padding too.
+
+    Args:
+        model: A causal language model.
+        input_ids: Padded on the right, (B, T).
+        attention_mask: 0 where there is padding, (B, T).
+    """
+    attention = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation("sdpa" if attention != "eager" else attention)  # the one with masks
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    model.set_attn_implementation(attention)
+    return token_loss_sum(hidden[:, :-1], OutputHead.of(model), input_ids[:, 1:]) / input_ids[:, 1:].numel()
+
+
 def token_loss_sum(hidden: Tensor, head: OutputHead, labels: Tensor) -> Tensor:
     """Returns the summed cross-entropy in nats of ``labels`` given the hidden states at the same positions.
 

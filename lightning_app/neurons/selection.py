@@ -1,8 +1,9 @@
-"""Choosing neurons: by a pool's activation counts (LAPE), all of them, or at random for comparison."""
+"""Choosing neurons: by a pool's activation counts (LAPE), all of them, at random, or by a score, for comparison."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_app.errors import UserError
 from lightning_app.languages import Language
@@ -35,11 +36,11 @@ def all_neurons(layers: int, neurons_per_layer: int) -> NeuronSet:
     return NeuronSet({layer: torch.arange(neurons_per_layer) for layer in range(layers)})
 
 
-def random_neurons(count: int, layers: int, neurons_per_layer: int, seed: int) -> NeuronSet:
-    """Returns ``count`` neurons drawn uniformly over a whole model: the paper's random baseline."""
+def random_neurons(count: int, layers: int, neurons_per_layer: int, seed: int, first_layer: int = 0) -> NeuronSet:
+    """Returns ``count`` neurons drawn uniformly over a model from ``first_layer`` up: the paper's random baseline."""
     generator = torch.Generator().manual_seed(seed)
-    flat = torch.randperm(layers * neurons_per_layer, generator=generator)[:count]
-    return NeuronSet.from_pairs(torch.stack([flat // neurons_per_layer, flat % neurons_per_layer], dim=1))
+    flat = torch.randperm((layers - first_layer) * neurons_per_layer, generator=generator)[:count]
+    return NeuronSet.from_pairs(torch.stack([flat // neurons_per_layer + first_layer, flat % neurons_per_layer], dim=1))
 
 
 def random_per_layer(counts: Sequence[int], neurons_per_layer: int, seed: int) -> NeuronSet:
@@ -51,3 +52,15 @@ def random_per_layer(counts: Sequence[int], neurons_per_layer: int, seed: int) -
         if count
     }
     return NeuronSet(drawn)
+
+
+def highest_neurons(score_LN: Tensor, count: int, first_layer: int = 0) -> NeuronSet:
+    """Returns the ``count`` neurons with the highest score from ``first_layer`` up; of equals the lowest (l, i).
+
+    >>> highest_neurons(torch.tensor([[9.0, 1.0], [2.0, 2.0], [0.0, 3.0]]), count=2, first_layer=1).pairs.tolist()
+    [[1, 0], [2, 1]]
+    """
+    neurons_per_layer = score_LN.shape[1]
+    order = score_LN[first_layer:].flatten().sort(descending=True, stable=True).indices[:count]
+    layer = order // neurons_per_layer + first_layer
+    return NeuronSet.from_pairs(torch.stack([layer, order % neurons_per_layer], dim=1))

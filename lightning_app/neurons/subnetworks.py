@@ -1,6 +1,7 @@
 """The subnetworks of a pool of languages: a file of our own, or masks as the paper and LAPE's authors release them."""
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,22 +52,24 @@ class Subnetworks:
             )
         return self.neurons[language.glotcc]
 
-    def to_train(self, language: Language, first_layer: int, where: Path | str) -> NeuronSet:
-        """Returns the neurons of a language from ``first_layer`` up.
+    def to_train(self, targets: Sequence[Language], first_layer: int, where: Path | str) -> NeuronSet:
+        """Returns the neurons of the languages to adapt to, from ``first_layer`` up; of several their union.
 
         Raises:
-            UserError: There are none, or the model has no such neurons.
+            UserError: A language has none, or the model has no such neurons.
         """
-        every = self.of(language)
-        if not len(every):
-            raise UserError(
-                f"subnetwork {where} holds no neurons for {language}; select it again at a higher --profiling.rate"
-            )
-        neurons = every.from_layer(first_layer)
+        every = [self.of(language) for language in targets]
+        for language, own in zip(targets, every, strict=True):
+            if not len(own):
+                raise UserError(
+                    f"subnetwork {where} holds no neurons for {language}; select it again at a higher --profiling.rate"
+                )
+        union = NeuronSet({}).union(*every)
+        neurons = union.from_layer(first_layer)
         if not len(neurons):
             raise UserError(
-                f"--model.first_layer is {first_layer}, but the neurons of {language} lie in layers "
-                f"{every.layers[0]} to {every.layers[-1]}"
+                f"--model.first_layer is {first_layer}, but the neurons of {', '.join(map(str, targets))} lie in "
+                f"layers {union.layers[0]} to {union.layers[-1]}"
             )
         return neurons
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lightning_app.errors import UserError
+from lightning_app.methods.registry import METHODS
 from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
@@ -42,6 +43,31 @@ def check_base_is_named(run: Checked) -> None:
         raise UserError("no base model: give --model.base (a hub name or a folder), or --model.architecture")
 
 
+def check_base_is_one(run: Checked) -> None:
+    """A base is loaded or made, not both; and one that is made is trained as a whole."""
+    module = run.module
+    if module.architecture is None:
+        return
+    if module.base_name is not None:
+        raise UserError(
+            f"--model.base is {module.base_name} and --model.architecture is given too; expected one of the two"
+        )
+    if not module.method.trains_new_base:
+        able = " or ".join(name for name, each in METHODS.items() if each.trains_new_base)
+        raise UserError(f"a new base from --model.architecture has nothing to adapt yet; set --model.method {able}")
+
+
+def check_neurons_are_trained(run: Checked) -> None:
+    """Keys that choose neurons are given to a method that trains some."""
+    module = run.module
+    given = {"subnetwork": module.subnetwork_path, "first_layer": module.first_layer or None}
+    for key, value in given.items():
+        if value is not None and not module.method.needs_neurons:
+            raise UserError(
+                f"--model.{key} is {value}, but --model.method {module.method.name} trains no neurons; leave it out"
+            )
+
+
 def check_base_has_gated_ffns(run: Checked) -> None:
     """The base has neurons, as far as its configuration tells."""
     if run.selects_neurons:
@@ -64,6 +90,8 @@ def check_atlas_is_the_bases(run: Checked) -> None:
 
 CHECKS: tuple[Callable[[Checked], None], ...] = (
     check_base_is_named,
+    check_base_is_one,
+    check_neurons_are_trained,
     check_base_has_gated_ffns,
     check_subnetwork_is_the_bases,
     check_atlas_is_the_bases,

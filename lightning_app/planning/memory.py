@@ -145,6 +145,8 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _count(self, tensor: Tensor) -> None:
+        if tensor.layout != torch.strided:
+            return  # its indices and values are tensors of their own
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if tensor.device.type != "meta" or key in self._known:

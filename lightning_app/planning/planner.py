@@ -84,7 +84,7 @@ class Planner:
             raise UserError("no language to plan for: give --language (cy, say) or --config cy.yaml")
         base, corpus = self._base(), data.corpus
         identity = base.identity
-        pool = self.profiling.pool(module.language) if module.needs_selection else []
+        pool = self.profiling.pool(module.languages) if module.needs_selection else []
         atlas = find_atlas(self.profiling, corpus, identity, self.profiling.block_size_on(base)) if pool else None
         uncounted = [language for language in pool if atlas is None or language not in atlas]
         neurons, source = self._neurons(base, pool, atlas if not uncounted else None)
@@ -97,7 +97,7 @@ class Planner:
         trained = attached.trained_parameters
         return Plan(
             model=identity,
-            language=str(module.language or "a mixture"),
+            language=", ".join(map(str, module.languages)) or "a mixture",
             trained_parameters=trained,
             neurons=len(neurons) if neurons is not None else None,
             neurons_from=source or attached.describe(),
@@ -123,12 +123,12 @@ class Planner:
             return None, ""
         if module.subnetwork_path is not None:
             found = Subnetworks.load(module.subnetwork_path)
-            return found.to_train(module.target, module.first_layer, module.subnetwork_path), (
+            return found.to_train(module.targets, module.first_layer, module.subnetwork_path), (
                 f"read from {module.subnetwork_path}"
             )
         if atlas is not None:
             found = profiling.select(atlas, pool)
-            return found.to_train(module.target, module.first_layer, "of the atlas"), "selected from the atlas"
+            return found.to_train(module.targets, module.first_layer, "of the atlas"), "selected from the atlas"
         identity = base.identity
         each = max(1, round(profiling.rate * identity.neurons_per_layer * _LARGEST_SHARE))
         source = f"assumed, a quarter of the {100 * profiling.rate:g} % of all languages; profiling will tell"

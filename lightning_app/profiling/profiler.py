@@ -75,28 +75,29 @@ class Profiler:
         self.processes.wait()
         return atlas, path
 
-    def select(self, atlas: Atlas, pool: list[Language], target: Language) -> Subnetworks:
-        """Returns the neurons of the pool, of which the target has some.
+    def select(self, atlas: Atlas, pool: list[Language], targets: list[Language]) -> Subnetworks:
+        """Returns the neurons of the pool, of which each target has some.
 
         Raises:
-            UserError: It has none.
+            UserError: One has none.
         """
         settings = self.settings
         subnetworks = settings.select(atlas, pool)
-        neurons = len(subnetworks.of(target))
-        if neurons >= _TINY:
-            return subnetworks
-        others = suggest_rates(atlas, pool, target, settings.quantile)
-        if neurons == 0:
-            raise UserError(
-                f"{target} gets no neurons of {atlas.model} at --profiling.rate {settings.rate:g}; it would get "
-                f"{others}. The base may hardly know the language: raise the rate, or lower --profiling.quantile "
-                f"({settings.quantile:g}) where no rate gives any"
+        for target in targets:
+            neurons = len(subnetworks.of(target))
+            if neurons >= _TINY:
+                continue
+            others = suggest_rates(atlas, pool, target, settings.quantile)
+            if neurons == 0:
+                raise UserError(
+                    f"{target} gets no neurons of {atlas.model} at --profiling.rate {settings.rate:g}; it would get "
+                    f"{others}. The base may hardly know the language: raise the rate, or lower --profiling.quantile "
+                    f"({settings.quantile:g}) where no rate gives any"
+                )
+            self.processes.say(
+                f"warning: {target} gets only {neurons} neurons at --profiling.rate {settings.rate:g}; other rates "
+                f"would give {others}"
             )
-        self.processes.say(
-            f"warning: {target} gets only {neurons} neurons at --profiling.rate {settings.rate:g}; other rates would "
-            f"give {others}"
-        )
         return subnetworks
 
     def _begin(self, language: Language) -> LanguageCount:

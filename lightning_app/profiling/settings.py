@@ -59,10 +59,9 @@ class ProfilingSettings:
         """The atlas file that is named."""
         return Path(self.atlas) if self.atlas else None
 
-    def pool(self, target: Language | None) -> list[Language]:
-        """Returns the languages to compare, the target among them."""
-        pool = [find_language(code) for code in self.languages]
-        return pool if target is None or target in pool else [*pool, target]
+    def pool(self, targets: Sequence[Language]) -> list[Language]:
+        """Returns the languages to compare, the targets among them."""
+        return list(dict.fromkeys([*(find_language(code) for code in self.languages), *targets]))
 
     def block_size_on(self, base: Base) -> int:
         """Returns tokens per block: as asked for, or the model's context where that is shorter."""

@@ -1,5 +1,7 @@
 """What people read about a subnetwork, a plan or a validation: plain data first, text made from it second."""
 
+from collections.abc import Sequence
+
 from datamodules.supply import Supply
 from lightning_app.files import JSON
 from lightning_app.identity import ModelIdentity
@@ -90,13 +92,13 @@ def _format_overlap(overlap: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def format_losses(losses: Losses, before: Losses, target: str | None) -> str:
+def format_losses(losses: Losses, before: Losses, targets: Sequence[str]) -> str:
     """Returns loss (nats per token) and bits per byte of every language, and the changes where ``before`` has it."""
     lines = [f"{'language':<22}{'loss':>9}{'change':>9}{'bits/byte':>11}{'change':>9}"]
     for code, (loss, bits) in losses.items():
         language = find_language(code)
         name = f"{language.name} ({code})" if language.name != code else code
-        mark = " <- target" if code == target else ""
+        mark = " <- target" if code in targets else ""
         if code in before:
             changes = f"{loss - before[code][0]:>+9.4f}{bits:>11.4f}{bits - before[code][1]:>+9.4f}"
         else:

@@ -1,10 +1,11 @@
-"""Validation loss of one language, summed exactly over processes."""
+"""Validation losses, summed exactly over processes."""
 
 import math
+from typing import cast
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 
 
 class LanguageLoss(Metric):
@@ -37,15 +38,49 @@ Losses = dict[str, list[float]]
 """Nats per token and bits per byte of each language, by its short code."""
 
 
-def validation_figures(losses: Losses, shares: dict[str, float]) -> dict[str, float]:
-    """Returns what is logged of a validation: losses, bits per byte, and the mean loss by ``shares``.
+class ValidationLosses(nn.Module):
+    """The losses of a validation, one for every loader.
 
     Args:
-        losses: Of every validation language.
-        shares: Shares of the languages that are trained on; where there are none, all languages count alike.
+        languages: Number of validation languages, whose loaders come first.
+        paper: Number of languages whose loss is taken as the paper's script takes it, too.
     """
-    shares = shares or dict.fromkeys(losses, 1.0)
-    figures = {"val/loss": sum(losses[code][0] * share for code, share in shares.items()) / sum(shares.values())}
-    for code, (loss, bits) in losses.items():
-        figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
-    return figures
+
+    def __init__(self, languages: int, paper: int) -> None:
+        super().__init__()
+        self.of_languages = nn.ModuleList(LanguageLoss() for _ in range(languages))
+        self.of_paper = nn.ModuleList(MeanMetric() for _ in range(paper))
+
+    def add(self, loader: int, nats: Tensor, tokens: Tensor, text_bytes: Tensor) -> None:
+        """Adds a batch of a language."""
+        cast(LanguageLoss, self.of_languages[loader]).update(nats, tokens, text_bytes)
+
+    def add_paper(self, loader: int, loss: Tensor) -> None:
+        """Adds the mean loss of a batch, which counts as much as any other batch."""
+        cast(MeanMetric, self.of_paper[loader - len(self.of_languages)]).update(loss)
+
+    def of(self, codes: list[str]) -> Losses:
+        """Returns the losses by the languages' short codes. Collective the first time."""
+        pairs = zip(codes, self.of_languages, strict=True)
+        return {code: cast(LanguageLoss, metric).compute().tolist() for code, metric in pairs}
+
+    def figures(self, losses: Losses, shares: dict[str, float], paper: list[str]) -> dict[str, float]:
+        """Returns what is logged of a validation: losses, bits per byte, and the mean loss by ``shares``.
+
+        Args:
+            losses: Of every validation language.
+            shares: Of the languages that are adapted to; where there are none, all languages count alike.
+            paper: Short codes of the languages with the paper's loss.
+        """
+        shares = shares or dict.fromkeys(losses, 1.0)
+        figures = {"val/loss": sum(losses[code][0] * share for code, share in shares.items()) / sum(shares.values())}
+        for code, (loss, bits) in losses.items():
+            figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
+        for code, metric in zip(paper, self.of_paper, strict=True):
+            figures[f"val/paper_loss/{code}"] = float(cast(MeanMetric, metric).compute())
+        return figures
+
+    def reset(self) -> None:
+        """Forgets every loss."""
+        for metric in (*self.of_languages, *self.of_paper):
+            cast(Metric, metric).reset()

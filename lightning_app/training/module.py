@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
@@ -17,9 +17,9 @@ from datamodules.glotcc import Batch, GlotCCDataModule
 from lightning_app.adapted import Adaptation, load_adapted
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
-from lightning_app.languages import Language, find_language
-from lightning_app.methods.method import Attached, Weights
-from lightning_app.methods.registry import DEFAULT, METHODS, build_method
+from lightning_app.languages import Language, find_languages
+from lightning_app.methods.method import Attached, Calibration, Weights
+from lightning_app.methods.registry import DEFAULT, build_method
 from lightning_app.model.base import (
     Base,
     attend_without_masks,
@@ -28,11 +28,13 @@ from lightning_app.model.base import (
     new_base,
     recompute_activations,
 )
-from lightning_app.model.loss import IGNORED, OutputHead, token_loss_sum
+from lightning_app.model.generation import continue_text
+from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.training.calibration import make_calibration
 from lightning_app.training.compilation import compile_layers, require_compiler
-from lightning_app.training.metrics import LanguageLoss, Losses, validation_figures
+from lightning_app.training.metrics import Losses, ValidationLosses
 from lightning_app.training.trainer import NeuroglotTrainer
 
 
@@ -49,18 +51,19 @@ class SparseSubnetModule(LightningModule):
         first_layer: Train only neurons from this layer up; the layers below run without a graph, which is faster and
             keeps fewer activations, but is another method than the paper's.
         subnetwork: Subnetwork file; selected from the atlas where not given.
-        language: Target language.
-        lr: Learning rate of AdamW.
+        language: Target language, or several with their shares of the text: ``cy,mt`` or ``cy:2,mt:1``.
+        lr: Learning rate of AdamW; the method's own where not given.
         weight_decay: Of AdamW, on trained weights only.
         betas: Of AdamW.
         warmup_steps: Steps of linear warm-up.
         schedule: What the rate does after the warm-up.
         activation_checkpointing: Recompute activations in the backward: less memory, about a third slower.
         compile: Train through torch.compile, layer by layer; the first steps take minutes. Validation does not.
+        ema: Decay of an average of the trained weights over steps, 0.999 say; it is validated and kept in their place.
         method_keys: Keys of the methods; each reads its own.
 
     Attributes:
-        checkpoint: What to go on from in ``fit``, or the adapted model to measure in any other verb; None for neither.
+        checkpoint: What to go on from in ``fit``, or the adapted model to measure; None for neither.
         subnetworks: The pool that the neurons were selected from, where that is known.
         neurons: The neurons to train, where the method needs some, once they are known.
         attached: The method at work, in ``fit``.
@@ -75,23 +78,24 @@ class SparseSubnetModule(LightningModule):
         first_layer: int = 0,
         subnetwork: str | None = None,
         language: str | None = None,
-        lr: float = 1e-4,
+        lr: float | None = None,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         activation_checkpointing: bool = False,
         compile: bool = False,
+        ema: float | None = None,
         **method_keys: object,
     ) -> None:
         super().__init__()
         self.base_name, self.revision, self.architecture = base, revision, architecture
         self.method, self.first_layer = build_method(method, method_keys), first_layer
         self.subnetwork_path = Path(subnetwork) if subnetwork else None
-        self.language = find_language(language) if language else None
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.activation_checkpointing, self.is_compiled = activation_checkpointing, compile
+        self.languages: list[Language] = [each for each, _ in find_languages(language)] if language else []
+        self.lr = self.method.lr if lr is None else lr
+        self.weight_decay, self.betas, self.ema, self.warmup_steps = weight_decay, betas, ema, warmup_steps
+        self.schedule, self.activation_checkpointing, self.is_compiled = schedule, activation_checkpointing, compile
         self.strict_loading = False
         self.checkpoint: Path | None = None
         self.subnetworks: Subnetworks | None = None
@@ -99,19 +103,13 @@ class SparseSubnetModule(LightningModule):
         self.attached: Attached | None = None
         self._base: Base | None = None
         self._checked_gradients = self._checked_head = False
-        if base is not None and architecture is not None:
-            raise UserError(f"--model.base is {base} and --model.architecture is given too; expected one of the two")
-        if architecture is not None and not self.method.trains_new_base:
-            able = " or ".join(name for name, each in METHODS.items() if each.trains_new_base)
-            raise UserError(f"a new base from --model.architecture has nothing to adapt yet; set --model.method {able}")
 
     @property
     def base(self) -> Base:
         """The base with its live weights, loaded on first use."""
         if self._base is None:
             self._base = self._load()
-            attend_without_masks(self._base.model)
-            self.model = self._base.model  # a part of this module, which Lightning moves to the device
+            self.model = attend_without_masks(self._base.model)  # a part of this module: Lightning moves it
         return self._base
 
     def _load(self) -> Base:
@@ -134,47 +132,53 @@ class SparseSubnetModule(LightningModule):
         return self._running.datamodule
 
     @property
-    def target(self) -> Language:
-        """The language to adapt to; raises `UserError` where none is given."""
-        if self.language is None:
+    def targets(self) -> list[Language]:
+        """The languages to adapt to; raises `UserError` where none is given."""
+        if not self.languages:
             raise UserError("no language to adapt to: give --language (cy, say) or --config cy.yaml")
-        return self.language
+        return self.languages
 
     @property
     def needs_selection(self) -> bool:
         """Whether nothing says yet which neurons to train, and the method needs some."""
-        is_named = self.subnetwork_path is not None or self.checkpoint is not None
-        return self.method.needs_neurons and self.neurons is None and not is_named
+        known = (self.neurons, self.subnetwork_path, self.checkpoint)
+        return self.method.needs_neurons and all(each is None for each in known)
 
     def train_neurons(self, subnetworks: Subnetworks, where: Path | str) -> None:
-        """Takes the neurons to train: those of the target language, from ``first_layer`` up.
+        """Takes the neurons to train: those that the method chooses where these speak the languages. Collective.
 
-        Raises:
-            UserError: They belong to another model, or the language has none.
+        Raises `UserError` where they belong to another model, or a language has none.
         """
         subnetworks.model.require_same(self.base.identity, "subnetwork", where)
-        neurons = subnetworks.to_train(self.target, self.first_layer, where)
-        neurons.require_within(self.base.identity, where)
-        self.subnetworks, self.neurons = subnetworks, neurons
+        speaking = subnetworks.to_train(self.targets, self.first_layer, where)
+        speaking.require_within(self.base.identity, where)
+        self.base.prepare_on(self._running.strategy.root_device)
+        chosen = self.method.choose(speaking, self.base.model, self.first_layer, self._calibration())
+        pairs = self._running.strategy.broadcast(chosen.pairs)  # rounding may differ from device to device
+        self.subnetworks, self.neurons = subnetworks, NeuronSet.from_pairs(pairs)
+
+    def _calibration(self) -> Calibration:
+        return make_calibration(self.base, self.data.corpus, self.languages, self._running)
 
     def setup(self, stage: str) -> None:
         """Takes the neurons that a key or the checkpoint names, where a callback has not selected them."""
         if stage != "fit" or not self.method.needs_neurons or self.neurons is not None:
             return
-        if self.subnetwork_path is not None:
-            self.train_neurons(Subnetworks.load(self.subnetwork_path), self.subnetwork_path)
-        elif self.checkpoint is not None:
-            self.neurons = Adaptation.read(load_checkpoint(self.checkpoint, is_mapped=True)).neurons
+        path, begun = self.subnetwork_path, self.checkpoint
+        if begun is not None and (path is None or self.method.chooses_by_text):
+            self.subnetworks = Subnetworks.load(path) if path is not None else None
+            self.neurons = Adaptation.read(load_checkpoint(begun, is_mapped=True)).neurons
+        elif path is not None:
+            self.train_neurons(Subnetworks.load(path), path)
 
     def configure_model(self) -> None:
         """Builds the base, and in ``fit`` puts the method to work, once."""
         if self.attached is not None:
             return
         model = self.base.model
-        self.losses = nn.ModuleList(LanguageLoss() for _ in self.data.validation_languages)
+        self.losses = ValidationLosses(len(self.data.validation_languages), len(self.data.paper_languages))
         self.head = OutputHead.of(model)
-        is_trained = self._running.state.fn == "fit"
-        if is_trained:
+        if is_trained := self._running.state.fn == "fit":
             if self.activation_checkpointing:
                 recompute_activations(model)
             self.attached = self.method.attach(model, self.neurons)
@@ -193,6 +197,8 @@ class SparseSubnetModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the mean loss per token in nats; twice, because Lightning scales ``loss`` in place."""
+        # What a method or a base draws (dropout) is a function of the position, so that a resumed run draws the same.
+        torch.manual_seed(self.data.seed + 1_000_003 * batch_idx + self.global_rank)
         nats, tokens = self._loss_sum(batch)
         return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
 
@@ -227,42 +233,42 @@ class SparseSubnetModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._at_work().after_step()
 
+    def on_fit_start(self) -> None:
+        """Lets the method look at text, where a run begins."""
+        if self.checkpoint is None:
+            self._at_work().calibrate(self._calibration())
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch of FLORES blocks to its language's loss."""
+        if dataloader_idx >= len(self.losses.of_languages):
+            self.losses.add_paper(dataloader_idx, paper_loss(self.base.model, **batch))
+            return
         if not self._checked_head:
             self.head.require_agreement(self.base.model, batch["input_ids"][:1, :8])
             self._checked_head = True
         nats, tokens = self._loss_sum(batch)
-        cast(LanguageLoss, self.losses[dataloader_idx]).update(nats, tokens, batch["text_bytes"])
+        self.losses.add(dataloader_idx, nats, tokens, batch["text_bytes"])
 
     def losses_now(self) -> Losses:
         """Returns the losses of the validation that has just run over all processes. Collective the first time."""
-        pairs = zip(self.data.validation_languages, self.losses, strict=True)
-        return {language.short: cast(LanguageLoss, metric).compute().tolist() for language, metric in pairs}
+        return self.losses.of([language.short for language in self.data.validation_languages])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss and bits per byte of every language."""
-        shares = {share.language.short: share.share for share in self.data.shares}
-        figures = validation_figures(self.losses_now(), shares)
+        """Logs loss and bits per byte of every language, and their mean over those that are adapted to."""
+        shares = {share.language.short: share.share for share in self.data.targets}
+        figures = self.losses.figures(self.losses_now(), shares, [each.short for each in self.data.paper_languages])
         # Under this name Lightning takes the step from us; its own count lags by one during validation.
         figures["step"] = float(self.global_step)
         self.log_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in figures.items()})
-        for metric in self.losses:
-            cast(LanguageLoss, metric).reset()
+        self.losses.reset()
 
     test_step = validation_step  # on devtest
     on_test_epoch_end = on_validation_epoch_end
 
-    @torch.no_grad()
     def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, str]:
         """Continues a prompt greedily by up to 64 tokens."""
-        tokenizer, model = self.data.tokenizer, self.base.model
-        ids = tokenizer(batch[0], return_tensors="pt", return_token_type_ids=False).to(self.device)
-        padding = tokenizer.pad_token_id or tokenizer.eos_token_id
-        generate = cast(Callable[..., Tensor], model.generate)
-        out = generate(**ids, max_new_tokens=64, do_sample=False, pad_token_id=padding)
-        continuation = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        return {"prompt": batch[0], "continuation": str(continuation)}
+        continuation = continue_text(self.base.model, self.data.tokenizer, batch[0], max_new_tokens=64)
+        return {"prompt": batch[0], "continuation": continuation}
 
     def state_dict(self, *args: object, **kwargs: object) -> Weights:
         """Returns the trained weights alone; see `Attached.weights`."""
@@ -270,13 +276,7 @@ class SparseSubnetModule(LightningModule):
 
     def load_state_dict(self, state_dict: Weights, strict: bool = True, assign: bool = False) -> None:
         """Takes over trained weights; raises `UserError` unless their names and shapes match exactly."""
-        mine = self.state_dict()
-        if {name: w.shape for name, w in mine.items()} != {name: w.shape for name, w in state_dict.items()}:
-            raise UserError(
-                f"the checkpoint's {len(state_dict)} weights do not fit the {len(mine)} of this run; "
-                "they were made with other --model keys, another subnetwork or another base"
-            )
-        self._at_work().load_weights({name: w.to(mine[name].device) for name, w in state_dict.items()})
+        self._at_work().take(state_dict)
 
     def _adaptation(self) -> Adaptation:
         attached, model = self._at_work(), self.base.model
@@ -285,10 +285,10 @@ class SparseSubnetModule(LightningModule):
             architecture=self.architecture,
             dtype=str(model.dtype).removeprefix("torch."),
             tokenizer=self.data.tokenizer.name_or_path,
-            language=self.language.glotcc if self.language is not None else None,
+            language=",".join(language.glotcc for language in self.languages) or None,
             method=self.method,
             trained=attached.identity(),
-            neurons=attached.neurons,
+            neurons=self.neurons,
         )
 
     def on_save_checkpoint(self, checkpoint: JSON) -> None:

@@ -1,4 +1,4 @@
-"""Saves the result of a method that makes a whole model as an ordinary transformers folder."""
+"""Saves the result of a run where its method has a form of its own: a transformers folder, or PEFT's adapter."""
 
 import shutil
 
@@ -11,8 +11,8 @@ from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 
 
-class SaveNewBase(Callback):
-    """Writes the best weights and the tokenizer to ``model/`` in the run folder, for use as ``--model.base``.
+class SaveResult(Callback):
+    """Writes the best weights and the tokenizer to ``model/`` (for use as ``--model.base``) or ``adapter/``.
 
     Args:
         folder: The run folder.
@@ -23,15 +23,15 @@ class SaveNewBase(Callback):
 
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves the best weights, once training is complete."""
-        best = self.folder.best_checkpoint()
-        if not pl_module.method.makes_model or best is None or not trainer.is_global_zero:
+        best, kind, attached = self.folder.best_checkpoint(), pl_module.method.result, pl_module.attached
+        if kind is None or best is None or attached is None or not trainer.is_global_zero:
             return
         pl_module.load_state_dict(load_checkpoint(best)["state_dict"])
-        target = self.folder.model
+        target = self.folder.result(kind)
         temporary = target.with_name(f".{target.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            pl_module.base.model.save_pretrained(temporary)
+            attached.save(temporary)
             trainer.datamodule.tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -42,4 +42,4 @@ class SaveNewBase(Callback):
             file.chmod(ordinary_mode())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        print(f"new base: {target}", flush=True)
+        print(f"{kind}: {target}", flush=True)

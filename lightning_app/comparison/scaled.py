@@ -1,0 +1,80 @@
+"""What a finished run would give if its change were smaller or larger: losses at other scales, without training."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+import yaml
+
+from datamodules.chunking import pad_batch
+from datamodules.glotcc import GlotCCDataModule
+from lightning_app.adapted import load_adapted
+from lightning_app.comparison.front import ScaledPoint
+from lightning_app.comparison.results import RunResult, over_targets
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, write_json
+from lightning_app.model.loss import IGNORED, OutputHead, token_loss_sum
+from lightning_app.run import RunFolder
+from lightning_app.training.metrics import LanguageLoss, Losses
+
+
+def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Losses]:
+    """Returns the losses on FLORES dev of a run's best checkpoint with its change at every one of ``scales``.
+
+    What was measured before is read from ``scaled.json`` in the run folder and measured no second time.
+
+    Raises:
+        UserError: A scale is no number of at least zero, or the run has no best checkpoint.
+    """
+    for scale in scales:
+        if not 0 <= scale < float("inf"):
+            raise UserError(f"--scale has {scale}; expected numbers of at least 0, such as 0,0.25,0.5,0.75,1,1.25")
+    best = folder.best_checkpoint()
+    if best is None:
+        raise UserError(f"{folder} has no best checkpoint yet; the same fit command goes on with the run")
+    known: JSON = folder.read_scaled() if folder.scaled.is_file() else {}
+    if known.get("checkpoint") != best.name:
+        known = {"checkpoint": best.name, "losses": {}}
+    missing = [scale for scale in scales if f"{scale:g}" not in known["losses"]]
+    if missing:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        data = GlotCCDataModule(
+            language=config["language"], base=config["model"]["base"], base_revision=config["model"]["revision"],
+            **config["data"],
+        )  # fmt: skip
+        data.setup("validate")
+        for scale in missing:
+            known["losses"][f"{scale:g}"] = _losses(str(best), config, data, scale)
+            write_json(folder.scaled, known)
+    return {scale: known["losses"][f"{scale:g}"] for scale in scales}
+
+
+def scaled_point(run: RunResult, scale: float, losses: Losses) -> ScaledPoint:
+    """Returns what a run gains and loses with its change at a scale, of `scaled_losses`."""
+    loss = over_targets({code: nats for code, (nats, _) in losses.items()}, run.targets)
+    rises = [losses[code][0] - run.before[code][0] for code in run.watched]
+    retention = sum(rises) / len(rises) if rises else math.nan
+    return ScaledPoint(scale, run.target_loss_before - loss, retention, losses)
+
+
+@torch.no_grad()
+def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float) -> Losses:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    adapted = load_adapted(checkpoint, config["model"]["base"], config["model"]["revision"], scale=scale)
+    model = adapted.model.to(device)  # type: ignore[arg-type]
+    head, losses = OutputHead.of(model), {}
+    is_mixed = config["trainer"]["precision"] == "bf16-mixed"
+    context: AbstractContextManager[object] = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
+    for language in data.validation_languages:
+        blocks, metric = data.evaluation[language.glotcc], LanguageLoss().to(device)
+        for first in range(0, len(blocks), data.validation_batch_size):
+            some = blocks[first : first + data.validation_batch_size]
+            batch = pad_batch([block.input_ids for block in some], 0)
+            ids, labels = batch["input_ids"].to(device), batch["labels"][:, 1:].to(device)
+            with context:
+                hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                nats = token_loss_sum(hidden[:, :-1], head, labels)
+            metric.update(nats, (labels != IGNORED).sum(), torch.tensor(sum(block.text_bytes for block in some)))
+        losses[language.short] = metric.compute().tolist()
+    return losses

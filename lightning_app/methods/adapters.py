@@ -1,0 +1,261 @@
+"""PEFT's adapters as methods: LoRA and its kin, DoRA, SHiRA and IA3, trained, saved and loaded by PEFT itself."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_app.errors import UserError
+from lightning_app.methods.method import Attached, Method, Weights
+from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.model.layers import attention_linears, decoder_layers, names_of
+from lightning_app.neurons.neuron_set import NeuronSet
+
+_RANK, _ALPHA = 62, 32  # the paper's
+
+
+class AdapterTraining(Attached):
+    """Trains a PEFT adapter beside a base that stays as it is.
+
+    Args:
+        base: The base; its adapted layers are replaced in place.
+        config: PEFT's configuration.
+        method: Who asks.
+    """
+
+    def __init__(self, base: PreTrainedModel, config: Any, method: "AdapterMethod") -> None:
+        from peft import get_peft_model
+
+        super().__init__()
+        # What PEFT draws must not depend on what was drawn before: a resumed run has not profiled.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(method.seed)
+            try:
+                peft_model = get_peft_model(base, config)
+            except ValueError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"--model.method {method.name} does not fit this base: {reason}") from error
+        # In a tuple, so that the base is no part of this module and its parameters stand in one place only.
+        self._peft, self._method = (peft_model,), method
+
+    def trained(self) -> Sequence[Tensor]:
+        return [parameter for parameter in self._peft[0].parameters() if parameter.requires_grad]
+
+    def weights(self) -> Weights:
+        from peft import get_peft_model_state_dict
+
+        return {name: tensor.detach() for name, tensor in get_peft_model_state_dict(self._peft[0]).items()}
+
+    def load_weights(self, weights: Weights) -> None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self._peft[0], weights)
+
+    def identity(self) -> dict[str, object]:
+        config = self._peft[0].peft_config["default"]
+        own = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
+        return {"method": self._method.name, **own, "targets": sorted(config.target_modules)}
+
+    def describe(self) -> str:
+        config = self._peft[0].peft_config["default"]
+        rank = f" of rank {config.r}" if hasattr(config, "r") else ""
+        suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in config.target_modules))
+        return f"{self._method.what}{rank} on {', '.join(sorted(suffixes))}"
+
+    def save(self, folder: Path) -> None:
+        self._peft[0].save_pretrained(str(folder))
+
+    @torch.no_grad()
+    def write_scaled(self, scale: float) -> None:
+        """Writes ``scale`` times what the adapter changes into the base's own weights, and takes the adapter off."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        peft_model = self._peft[0]
+        for layer in peft_model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                own: Iterable[nn.Parameter] = list(layer.get_base_layer().parameters())
+                before = [weight.clone() for weight in own]
+                layer.merge()
+                for weight, old in zip(layer.get_base_layer().parameters(), before, strict=True):
+                    weight.copy_(old.lerp(weight, scale))
+                layer.merged_adapters.clear()
+        peft_model.unload()
+
+
+class AdapterMethod(Method):
+    """What the PEFT methods have in common."""
+
+    what: ClassVar[str]
+    result: ClassVar[str | None] = "adapter"
+
+    @abstractmethod
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+        """Returns PEFT's configuration for a base."""
+
+    def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
+        return AdapterTraining(base, self.config(base, neurons), self)
+
+    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0) -> None:
+        """Attaches the adapter to a base; at another scale than 1 the change is merged into the base's weights."""
+        attached = self.attach(base, neurons)
+        attached.load_weights(weights)
+        if scale != 1.0:
+            attached.write_scaled(scale)
+        base.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class LoRA(AdapterMethod):
+    """Trains low-rank matrices beside gate_proj, up_proj and down_proj (the paper's baseline, PEFT's LoRA).
+
+    Args:
+        rank: Of the adapter; the method's own where not given: 62, the paper's, or what equals a number of parameters.
+        alpha: The change is scaled by alpha / rank; keeps the paper's ratio of 32 to 62 where not given.
+        dropout: Of the adapter's input in training.
+    """
+
+    name: ClassVar[str] = "lora"
+    what: ClassVar[str] = "a LoRA"
+    uses_dora: ClassVar[bool] = False
+
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_rank(self.rank)
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise UserError(f"--model.alpha is {self.alpha}; expected a number above zero")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--model.dropout is {self.dropout}; expected a share of at least 0, below 1")
+
+    def targets(self, base: PreTrainedModel) -> list[nn.Linear]:
+        """Returns the linear layers that get an adapter."""
+        return _ffn_linears(base)
+
+    def rank_on(self, base: PreTrainedModel, neurons: NeuronSet | None) -> int:
+        """Returns the rank on a base."""
+        return self.rank or _RANK
+
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+        from peft import LoraConfig
+
+        rank = self.rank_on(base, neurons)
+        alpha: Any = self.alpha or rank * _ALPHA / _RANK
+        return LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=self.dropout,
+            target_modules=names_of(base, self.targets(base)), use_dora=self.uses_dora,
+        )  # fmt: skip
+
+
+class LoRAOnAllLinears(LoRA):
+    """Trains low-rank matrices beside every linear layer of the decoder."""
+
+    name: ClassVar[str] = "lora_all"
+
+    def targets(self, base: PreTrainedModel) -> list[nn.Linear]:
+        return [each for layer in decoder_layers(base) for each in layer.modules() if isinstance(each, nn.Linear)]
+
+
+class LoRAOfEqualSize(LoRA):
+    """Trains a LoRA on the FFNs with as many parameters as the neurons that speak the language have."""
+
+    name: ClassVar[str] = "lora_matched"
+    needs_neurons: ClassVar[bool] = True
+
+    def rank_on(self, base: PreTrainedModel, neurons: NeuronSet | None) -> int:
+        wanted = (neurons or NeuronSet({})).parameters(find_gated_ffns(base)[0].down.out_features)
+        per_rank = sum(linear.in_features + linear.out_features for linear in self.targets(base))
+        return self.rank or max(1, round(wanted / per_rank))
+
+
+class DoRA(LoRA):
+    """Trains a LoRA whose matrices' lengths are trained apart from their directions (arXiv 2402.09353)."""
+
+    name: ClassVar[str] = "dora"
+    what: ClassVar[str] = "a DoRA"
+    uses_dora: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SHiRA(AdapterMethod):
+    """Trains entries of gate_proj, up_proj and down_proj drawn at random, as many as a LoRA has (arXiv 2406.13175).
+
+    Args:
+        rank: Of the LoRA whose number of parameters is taken; 62, the paper's, where not given.
+    """
+
+    name: ClassVar[str] = "shira"
+    what: ClassVar[str] = "a SHiRA"
+
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_rank(self.rank)
+
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+        from peft import ShiraConfig
+
+        targets = _ffn_linears(base)
+        config = ShiraConfig(
+            task_type="CAUSAL_LM", r=self.rank or _RANK, random_seed=self.seed, target_modules=names_of(base, targets)
+        )
+        if targets[0].weight.is_meta:
+            config.mask_fn = None  # which entries is nothing to ask of weights that are not there
+        return config
+
+    def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
+        from peft.tuners.shira import ShiraLayer
+
+        attached = super().attach(base, neurons)
+        for layer in base.modules():
+            if isinstance(layer, ShiraLayer) and "default" not in layer.shira_indices:
+                # Sparse tensors cannot be added on the meta device; what is added has the size of the matrix.
+                vars(layer)["get_delta_weight"] = _DenseChange(layer)
+        return attached
+
+
+@dataclass(frozen=True, eq=False)
+class _DenseChange:
+    """Stands for the change of a layer whose weights are on the meta device."""
+
+    layer: Any
+
+    def __call__(self, adapter: str) -> Tensor:
+        return self.layer.shira_weight[adapter].sum().expand_as(self.layer.get_base_layer().weight)
+
+
+@dataclass(frozen=True)
+class IA3(AdapterMethod):
+    """Trains factors of keys, values and the input of down_proj (arXiv 2205.05638): the paper's smallest baseline."""
+
+    name: ClassVar[str] = "ia3"
+    what: ClassVar[str] = "IA3 factors"
+
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+        from peft import IA3Config
+
+        ffns = find_gated_ffns(base)
+        named = {id(linear): name for name, linear in base.named_modules()}
+        attention: list[str] = []
+        for layer, ffn in zip(decoder_layers(base), ffns, strict=True):
+            names = [named[id(linear)] for linear in attention_linears(layer, ffn)]
+            keys_and_values = [name for name in names if name.rsplit(".", 1)[-1] in ("k_proj", "v_proj")]
+            # Where query, key and value are one matrix its factors reach the queries too.
+            attention += keys_and_values or [name for name in names if "qkv" in name]
+        down = [named[id(ffn.down)] for ffn in ffns]
+        return IA3Config(task_type="CAUSAL_LM", target_modules=[*attention, *down], feedforward_modules=down)
+
+
+def _require_rank(rank: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise UserError(f"--model.rank is {rank}; expected a whole number above zero")
+
+
+def _ffn_linears(base: PreTrainedModel) -> list[nn.Linear]:
+    return list(dict.fromkeys(linear for ffn in find_gated_ffns(base) for linear in (ffn.gate, ffn.up, ffn.down)))
