@@ -9,6 +9,8 @@ from lightning_app.reports.tables import format_losses
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 
+_PAPER = "val/paper_loss/"
+
 
 class Console(ProgressBar):
     """Prints to stdout on the first process only. The loss is read from the device every ``log_every_n_steps``.
@@ -84,15 +86,20 @@ class Console(ProgressBar):
     def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Prints the losses: all of them outside training, one line inside it."""
         targets = [language.short for language in pl_module.languages]
+        of_paper = {k.removeprefix(_PAPER): v for k, v in trainer.callback_metrics.items() if k.startswith(_PAPER)}
+        paper = ", ".join(f"{code} {float(loss):.4f}" for code, loss in of_paper.items())
         if trainer.state.fn != "fit":
             self.print(format_losses(self.retention.after, self.retention.baseline, targets))
+            if paper:
+                self.print(f"as the paper's script takes it: {paper}")
             return
         when = "before training" if trainer.sanity_checking else f"step {trainer.global_step}"
         parts = []
         for code, (loss, _) in self.retention.after.items():
             change = "" if trainer.sanity_checking else f" ({loss - self.retention.before[code][0]:+.4f})"
             parts.append(f"{code} {loss:.4f}{change}")
-        self.print(f"{when}: loss {', '.join(parts)}")
+        beside = f"; as the paper's script takes it {paper}" if paper else ""
+        self.print(f"{when}: loss {', '.join(parts)}{beside}")
         if self._progress is not None:
             self._progress.resume()
 

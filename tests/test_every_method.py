@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from datamodules.flores import read_flores
 from lightning_app.adapted import load_adapted
 from lightning_app.cli import main
 from lightning_app.files import load_checkpoint
+from lightning_app.languages import find_language
 from lightning_app.methods.registry import METHODS, method_keys
 from lightning_app.run import RunFolder
 from tests.conftest import ROOT
@@ -118,6 +122,34 @@ def test_two_languages_are_taught_at_once(workplace, capsys):
     mean = 0.75 * best["qah-Deva"][0] + 0.25 * best["qag-Geor"][0]
     assert f"loss{mean:.4f}" in run.best_checkpoint().name
     assert "for qah-Deva, qag-Geor" in capsys.readouterr().out
+
+
+def test_the_papers_loss_is_that_of_its_script(workplace, capsys):
+    """Sentences joined to texts of at most a block, padded to it, padding counted, mean over batches of two."""
+    folder = workplace.folder / "runs/base/model"
+    keys = [
+        key for key in workplace.adapt(data__batch_size=2)[1:] if not key.startswith(("--name", "--data.batch_size"))
+    ]
+    assert main(["validate", *keys, "--data.batch_size=2", "--data.paper_loss=true", "--data.flores_overlap=keep"]) == 0
+    printed = float(re.search(r"as the paper's script takes it: qah-Deva ([\d.]+)", capsys.readouterr().out)[1])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts, text = [], ""
+    for sentence in read_flores(str(workplace.hub), find_language("qah-Deva"), "dev", workplace.folder, "keep"):
+        longer = f"{text} {sentence}" if text else sentence
+        if len(tokenizer.encode(longer, add_special_tokens=False)) <= 64:
+            text = longer
+            continue
+        texts += [text] if text else []
+        text = sentence
+    texts.append(text)
+    losses = []
+    for first in range(0, len(texts), 2):
+        batch = tokenizer(texts[first : first + 2], truncation=True, padding="max_length", max_length=64,
+                          return_tensors="pt")  # fmt: skip
+        with torch.no_grad():
+            out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.input_ids)
+        losses.append(out.loss.item())
+    assert printed == pytest.approx(sum(losses) / len(losses), abs=1e-4)
 
 
 @pytest.mark.slow
