@@ -1,15 +1,16 @@
 """The best and the last checkpoint of a run."""
 
-import signal
+import time
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.strategies import ParallelStrategy
 
 from datamodules.glotcc import Batch
 from lightning_app.files import sweep_temporary_files
 from lightning_app.run import RunFolder
 from lightning_app.training.trainer import NeuroglotTrainer
+
+_LOOK_EVERY = 10  # steps, between looks at the clock
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -38,45 +39,39 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: RunFolder) -> None:
         self.path = folder.last_checkpoint
-        self._saved_step = -1
+        self._saved_step, self._saved_at = -1, time.monotonic()
 
     def setup(self, trainer: NeuroglotTrainer, pl_module: LightningModule, stage: str) -> None:
         """Removes what a killed save left behind."""
         if stage == "fit" and trainer.is_global_zero:
             sweep_temporary_files(self.path.parent)
 
-    def on_sanity_check_start(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
-        """As `on_train_start`."""
-        self.on_train_start(trainer, pl_module)
-
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
-        """Lets SIGTERM end the process at once, which is safe here, as every file is whole at any time.
-
-        Lightning's handler calls a collective wherever the process stands, and ranks that are not at the same place
-        wait for each other until they are killed.
-        """
-        strategy = trainer.strategy
-        environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
-        if trainer.world_size > 1 and environment is not None and environment.creates_processes_externally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        """Starts the clock of `NeuroglotTrainer.save_every`."""
+        self._saved_at = time.monotonic()
 
     def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Saves after the best checkpoint was decided on."""
-        self._save(trainer)
+        self.save(trainer)
 
     def on_train_batch_end(
         self, trainer: NeuroglotTrainer, pl_module: LightningModule, outputs: Batch, batch: Batch, batch_idx: int
     ) -> None:
-        """Asks for a validation after the last step, wherever it falls."""
+        """Asks for a validation after the last step, wherever it falls; saves where the last time is long ago."""
         if trainer.global_step >= trainer.length.steps:
             trainer.should_stop = True
+        elif (batch_idx + 1) % (_LOOK_EVERY * trainer.accumulate_grad_batches) == 0:
+            is_due = time.monotonic() - self._saved_at > 60 * trainer.save_every
+            if trainer.strategy.broadcast(is_due):
+                self.save(trainer)
 
     def on_train_end(self, trainer: NeuroglotTrainer, pl_module: LightningModule) -> None:
         """Saves also where validation is switched off."""
-        self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: NeuroglotTrainer) -> None:
+    def save(self, trainer: NeuroglotTrainer) -> None:
+        """Saves, unless that was done at this step. Collective."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self._saved_step == trainer.global_step:
             return
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         trainer.save_checkpoint(self.path)

@@ -64,7 +64,7 @@ class Console(ProgressBar):
         length, step = trainer.length, trainer.global_step
         self._tokens_per_batch = round(length.tokens_per_batch)
         resumed = f", going on from step {step}" if step else ""
-        per_step = round(length.tokens / length.steps)
+        per_step = round(length.tokens_per_batch * length.accumulate)
         self.print(f"{length.steps} steps of {per_step} tokens, {short(length.tokens)} tokens in all{resumed}")
         self._progress = TokenProgress("training", length.tokens, length.tokens_after(step), self._is_enabled)
 

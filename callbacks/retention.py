@@ -22,6 +22,8 @@ class Retention(Callback):
     def __init__(self) -> None:
         self.before: Losses = {}
         self.after: Losses = {}
+        self._text: dict[str, str] = {}  # digest of the text that the first losses are of, by language
+        self._text_now: dict[str, str] = {}
 
     @classmethod
     def of(cls, checkpoint: Path | None) -> "Retention":
@@ -29,26 +31,28 @@ class Retention(Callback):
         retention = cls()
         if checkpoint is not None:
             states = load_checkpoint(checkpoint, is_mapped=True).get("callbacks", {})
-            retention.load_state_dict(states.get(retention.state_key, {"before": {}}))
+            retention.load_state_dict(states.get(retention.state_key, {"before": {}, "text": {}}))
         return retention
 
     def state_dict(self) -> JSON:
-        """Returns the losses before training."""
-        return {"before": self.before}
+        """Returns the losses before training, and of which text they are."""
+        return {"before": self.before, "text": self._text}
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Takes them over."""
-        self.before = state_dict["before"]
+        self.before, self._text = state_dict["before"], state_dict["text"]
 
     @property
     def baseline(self) -> Losses:
-        """What the newest losses are compared with; nothing where they are themselves the first."""
-        return {} if self.before is self.after else self.before
+        """What the newest losses are compared with: the first ones of the same text, where there are such."""
+        first = {} if self.before is self.after else self.before
+        return {code: loss for code, loss in first.items() if self._text.get(code) == self._text_now.get(code)}
 
     def on_validation_epoch_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Takes the losses and logs the changes in nats per token; before the module begins anew."""
-        losses = pl_module.losses_now()
-        self.before = self.before or losses
+        losses, self._text_now = pl_module.losses_now(), trainer.datamodule.validation_id()
+        if not self.before:
+            self.before, self._text = losses, self._text_now
         self.after = losses
         changes = {code: loss - self.before.get(code, [loss])[0] for code, (loss, _) in losses.items()}
         logged = {f"val/change/{code}": torch.tensor(change, dtype=torch.float64) for code, change in changes.items()}

@@ -102,6 +102,11 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         if trainer.global_step < trainer.length.steps:
+            print(
+                f"stopped at step {trainer.global_step} of {trainer.length.steps}: {self.folder} is not complete; the "
+                "same command goes on with it",
+                flush=True,
+            )
             return
         self._write_record(trainer, pl_module, "complete")
         best = self.folder.best_checkpoint()

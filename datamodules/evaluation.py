@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.flores import FloresBlock, Overlap, Split, is_at_hand, join_blocks, read_flores
 from datamodules.paper import paper_batches
+from lightning_app.errors import UserError
 from lightning_app.files import digest
 from lightning_app.languages import Language
 
@@ -41,6 +42,11 @@ class EvaluationText:
         for language in languages:
             sentences = read_flores(self.flores, language, split, self.cache_dir, self.overlap)
             self.blocks[language.glotcc] = join_blocks(sentences, tokenizer, block_size)
+            if not any(block.text_bytes for block in self.blocks[language.glotcc]):
+                raise UserError(
+                    f"FLORES ({self.flores}) has no text in {split} of {language}; give another --data.flores, or take "
+                    "the language off --data.watch"
+                )
 
     def read_paper(
         self,

@@ -108,7 +108,7 @@ class GlotCCDataModule(LightningDataModule):
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
         )
-        self._consumed = self._batches_done = 0
+        self._consumed = self._batches_done = self._steps_done = 0
         self._text = TrainingText(self.corpus, chunking, block_size)
         self._evaluation = EvaluationText(flores, flores_overlap, Path(cache_dir))
 
@@ -173,7 +173,7 @@ class GlotCCDataModule(LightningDataModule):
         trainer, wanted = self._running, self._text.sequences
         length = RunLength(
             wanted, self._text.tokens / max(wanted, 1), self.batch_size, trainer.world_size,
-            trainer.accumulate_grad_batches, trainer.max_steps,
+            trainer.accumulate_grad_batches, trainer.max_steps, self._steps_done, self._consumed,
         )  # fmt: skip
         if length.steps_of_text == 0:
             raise UserError(
@@ -213,7 +213,7 @@ class GlotCCDataModule(LightningDataModule):
         """Returns the loader of this process, from the first sequence that was not consumed yet."""
         trainer, length, text = self._running, self.length, self._text
         order = training_order([len(blocks) for blocks in text.blocks], text.wanted, self.seed)
-        order = order[: length.steps_of_text * length.sequences_per_step]
+        order = order[: length.sequences_read]
         batches = ResumableBatches(
             order, self.batch_size, trainer.global_rank, trainer.world_size, self._consumed, self._batches_done
         )
@@ -233,7 +233,8 @@ class GlotCCDataModule(LightningDataModule):
         """Returns the position: sequences consumed by all processes, and batches as the loop counts them."""
         batches = self._running.fit_loop.batch_idx + 1
         new = (batches - self._batches_done) * self.batch_size * self._running.world_size
-        return {"sequences_consumed": self._consumed + new, "batches": batches, "cache": self._cache_id()}
+        position = {"sequences_consumed": self._consumed + new, "batches": batches, "steps": self._running.global_step}
+        return {**position, "cache": self._cache_id()}
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Takes over a position.
@@ -249,6 +250,7 @@ class GlotCCDataModule(LightningDataModule):
                 "tokenizer, chunking, budget, replay, seed or block size); use the same settings, or --resume never"
             )
         self._consumed, self._batches_done = state_dict["sequences_consumed"], state_dict["batches"]
+        self._steps_done = state_dict["steps"]
 
     def _cache_id(self) -> list[object]:
         return [*self._text.identity(), self.seed]

@@ -22,10 +22,15 @@ class RunLength:
         processes: Number of processes.
         accumulate: Batches per optimiser step.
         max_steps: Optimiser steps at most; -1 where nothing limits them.
+        steps_done: Steps made before, perhaps by another number of processes.
+        consumed: Sequences that they read.
 
     >>> length = RunLength(1000, 512.0, batch_size=2, processes=4, accumulate=3)
     >>> length.sequences_per_step, length.steps, length.tokens
     (24, 41, 503808)
+    >>> on_one = RunLength(1000, 512.0, batch_size=2, processes=1, accumulate=3, steps_done=40, consumed=960)
+    >>> on_one.steps, on_one.tokens_after(40), on_one.tokens
+    (46, 491520, 509952)
     """
 
     sequences: int
@@ -34,6 +39,8 @@ class RunLength:
     processes: int
     accumulate: int
     max_steps: int = -1
+    steps_done: int = 0
+    consumed: int = 0
 
     @property
     def sequences_per_step(self) -> int:
@@ -41,8 +48,13 @@ class RunLength:
 
     @property
     def steps_of_text(self) -> int:
-        """Optimiser steps that the text gives."""
-        return self.sequences // self.sequences_per_step
+        """Optimiser steps that the text gives: those made before, and what is left by today's step."""
+        return self.steps_done + (self.sequences - self.consumed) // self.sequences_per_step
+
+    @property
+    def sequences_read(self) -> int:
+        """Sequences that the steps of the text read, from the first one on."""
+        return self.consumed + (self.steps_of_text - self.steps_done) * self.sequences_per_step
 
     @property
     def steps(self) -> int:
@@ -56,7 +68,7 @@ class RunLength:
 
     def tokens_after(self, steps: int) -> int:
         """Returns the tokens read in a number of steps."""
-        return round(steps * self.tokens_per_batch * self.accumulate)
+        return round((self.consumed + (steps - self.steps_done) * self.sequences_per_step) * self.tokens_per_sequence)
 
     @property
     def tokens(self) -> int:

@@ -4,6 +4,19 @@ import difflib
 from collections.abc import Iterable
 
 
+class Interrupted(BaseException):
+    """A signal ended the run, after it was saved.
+
+    Args:
+        number: Of the signal; the exit code is 128 more.
+        line: What to tell the user.
+    """
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(line)
+        self.code = 128 + number
+
+
 class UserError(Exception):
     """Input that cannot be used: the message says what was found, what was expected and what to do.
 

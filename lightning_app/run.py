@@ -1,10 +1,17 @@
 """The run folder: one folder per configuration, so that the same command goes on where it stopped."""
 
+import contextlib
 import json
 import os
+import platform
 import re
+import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest
@@ -107,6 +114,41 @@ class Run:
         return next((str(path) for path in places if path.is_file()), None)
 
 
+def is_first_process() -> bool:
+    """Tells, before there is a Trainer to ask, whether this is the first of the processes of a run."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+
+
+@contextlib.contextmanager
+def occupied(folder: RunFolder) -> Iterator[None]:
+    """Keeps a run to this process while the block lasts; the system lets go of it when the process dies.
+
+    A start that fails before its configuration was written leaves no folder behind.
+
+    Raises:
+        UserError: Another process has it; it is named with its host and since when.
+    """
+    # Beside the folder, which belongs to the run alone and need not exist yet.
+    held = folder.path.with_name(f".{folder.path.name}.running")
+    held.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(held.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        by = held.read_text(encoding="utf-8") if held.is_file() else "another process"
+        raise UserError(f"{folder} is being trained already, by {by}; wait for it, or choose another --name") from error
+    is_new = not folder.path.exists()
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        held.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+        yield
+    finally:
+        if is_new and not folder.config.is_file():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        held.unlink(missing_ok=True)
+        lock.release()
+
+
 def configuration_digest(config: JSON) -> str:
     """Returns a digest over the keys that decide a run's result: not where files are kept or how many devices.
 
@@ -137,6 +179,8 @@ def choose_run(root: Path, name: str, configuration: str, resume: str, is_named:
     Raises:
         UserError: The named folder holds a run with another configuration, or the checkpoint is missing.
     """
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f"--name is '{name}'; expected the name of a folder in {root}, without / in it; see --run_dir")
     path = root / (name if is_named else f"{name}-{configuration[:6]}")
     if resume == "never":
         path = _fresh(path)

@@ -76,8 +76,8 @@ def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(w
     assert main(["fit", "--config", str(folder / "lora-lr0.003-seed0/configuration.yaml")]) == 0
     assert "is complete" in capsys.readouterr().out
     rows = json.loads((folder / "comparison.json").read_text())
-    assert main(["compare", f"--runs={json.dumps([str(folder / r) for r in os.listdir(folder) if 'seed' in r])}",
-                 f"--run_dir={workplace.folder}", "--name=gathered"]) == 0  # fmt: skip
+    made = json.dumps([str(path) for path in sorted(folder.glob("*-seed0"))])
+    assert main(["compare", f"--runs={made}", f"--run_dir={workplace.folder}", "--name=gathered"]) == 0
     gathered = json.loads((workplace.folder / "gathered/comparison.json").read_text())
     assert [row["label"] for row in gathered["rows"]] == [row["label"] for row in rows["rows"]]
 

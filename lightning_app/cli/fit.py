@@ -1,5 +1,7 @@
 """``fit``: profile where needed, train, validate; goes on where the same command stopped."""
 
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -8,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.averaging import WeightAverage
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.console import Console
+from callbacks.divergence import StopDiverged
+from callbacks.interruption import Interruption
 from callbacks.profiling import LAPEProfiling
 from callbacks.result import SaveResult
 from callbacks.retention import Retention
@@ -15,8 +19,11 @@ from callbacks.run_record import JSONLLogger, RunRecord
 from callbacks.throughput import Throughput
 from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
 from lightning_app.cli.parser import Verb, say
+from lightning_app.errors import Interrupted
+from lightning_app.files import load_checkpoint
 from lightning_app.planning.checks import require_checks
-from lightning_app.run import choose_run, configuration_digest, run_name
+from lightning_app.run import choose_run, configuration_digest, is_first_process, occupied, run_name
+from lightning_app.training.trainer import NeuroglotTrainer
 
 FIT = Verb(
     "fit",
@@ -48,22 +55,42 @@ def fit(arguments: list[str], shows_all: bool) -> None:
     """Trains, unless the run is complete already."""
     cli = _FitCLI(FIT, arguments, shows_all)
     run, folder = cli.run, cli.run.folder
-    require_checks(cli.model, cli.profiling)
+    require_checks(cli.model, cli.datamodule, cli.profiling)
     if run.is_complete:
         say(f"{folder} is complete (best checkpoint {folder.best_checkpoint()}); --resume never trains it anew")
         return
     say(f"run folder {folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
-    retention, throughput = Retention(), Throughput()
+    retention, throughput, last = Retention(), Throughput(), LastCheckpoint(folder)
     callbacks = [LAPEProfiling(cli.profiling), WeightAverage(cli.model.ema), retention, Console(retention), throughput]
     # In this order: a run is marked complete only when all of its files are there.
     callbacks += [
+        StopDiverged(folder, cli.config_init.trainer.stop_after_nonfinite),
         SaveResult(folder),
         RunRecord(run, cli.config_yaml, throughput, retention),
         BestCheckpoint(folder),
-        LastCheckpoint(folder),
+        last,
+        Interruption(last),
     ]
-    loggers = [JSONLLogger(folder.metrics), TensorBoardLogger(folder.path, name="tensorboard", version="")]
+    # TensorBoard would show the steps after the checkpoint twice, those that are made again.
+    again = load_checkpoint(run.checkpoint, is_mapped=True)["global_step"] + 1 if run.checkpoint else None
+    tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=again)
+    loggers = [JSONLLogger(folder.metrics), tensorboard]
     is_logged = cli.config_init.trainer.logger is not False
     trainer = cli.make_trainer(str(folder), callbacks, loggers if is_logged else [])
     cli.model.checkpoint = run.checkpoint
-    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(run.checkpoint) if run.checkpoint else None)
+    with occupied(folder) if is_first_process() else nullcontext():
+        _train(trainer, cli, str(run.checkpoint) if run.checkpoint else None)
+
+
+def _train(trainer: NeuroglotTrainer, cli: NeuroglotCLI, checkpoint: str | None) -> None:
+    """Trains; a signal that ended it decides the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except Interrupted as stop:
+        say(str(stop))
+        raise SystemExit(stop.code) from stop
+    except SystemExit as stop:
+        if trainer.interrupted:  # Lightning's answer to Ctrl-C is the exit code 1
+            say("interrupted; nothing is lost, the same command goes on")
+            raise SystemExit(128 + signal.SIGINT) from stop
+        raise

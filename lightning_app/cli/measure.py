@@ -1,5 +1,6 @@
 """``validate``, ``test`` and ``predict``: an adapted model, or a base as it is."""
 
+import copy
 from pathlib import Path
 
 from callbacks.console import Console
@@ -40,22 +41,33 @@ def measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     cli = NeuroglotCLI(verb, _add_newest_run(arguments), shows_all)
     checkpoint = Path(cli.config.ckpt_path) if cli.config.ckpt_path else None
     folder = RunFolder.of(checkpoint) if checkpoint is not None else RunFolder(Path(cli.config.run_dir))
-    retention = Retention.of(checkpoint)
+    # What a checkpoint knows of the base is of dev, where its run validated.
+    retention = Retention() if verb is TEST else Retention.of(checkpoint)
     callbacks = [retention, Console(retention), WritePredictions(folder.predictions)]
     trainer = cli.make_trainer(cli.config.run_dir, callbacks, [])
     cli.model.checkpoint = checkpoint
     if checkpoint is None:
-        check_base_is_named(Checked(cli.model, cli.profiling))
+        check_base_is_named(Checked(cli.model, cli.datamodule, cli.profiling))
     if checkpoint is not None and cli.model.subnetwork_path is not None:
         _require_same_neurons(checkpoint, cli.model, cli.model.subnetwork_path)
     if verb is PREDICT:
         trainer.predict(cli.model, datamodule=cli.datamodule)
     elif verb is TEST:
+        if checkpoint is not None and _has_base(checkpoint):
+            say("the base, before training:")
+            base = copy.deepcopy(cli.model)
+            base.scale = 0.0
+            trainer.test(base, datamodule=cli.datamodule, verbose=False)
+            say(f"after training, and the change on the same text ({checkpoint}):")
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     else:
         trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         if checkpoint is not None:
             say(f"files of the run: {folder}/")
+
+
+def _has_base(checkpoint: Path) -> bool:
+    return Adaptation.read(load_checkpoint(checkpoint, is_mapped=True)).architecture is None
 
 
 def _require_same_neurons(checkpoint: Path, module: SparseSubnetModule, path: Path) -> None:

@@ -25,7 +25,7 @@ PLAN = Verb(
 def plan(arguments: list[str], shows_all: bool) -> None:
     """Prints the plan."""
     cli = NeuroglotCLI(PLAN, arguments, shows_all)
-    require_checks(cli.model, cli.profiling)
+    require_checks(cli.model, cli.datamodule, cli.profiling)
     trainer, fabric = cli.config.trainer, cli.make_fabric()
     launch = Launch(
         base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,

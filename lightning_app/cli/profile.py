@@ -26,7 +26,7 @@ def profile(arguments: list[str], shows_all: bool) -> None:
     """Counts on all processes; the first says what the atlas holds."""
     cli = NeuroglotCLI(PROFILE, arguments, shows_all)
     module, settings = cli.model, cli.profiling
-    require_checks(module, settings)
+    require_checks(module, cli.datamodule, settings)
     if module.base_name is None:
         raise UserError("a base from scratch has nothing to count yet; give a --model.base that exists")
     fabric = cli.make_fabric()

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -73,13 +73,30 @@ def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Bas
     """Loads a causal language model of transformers and freezes it; in the dtype of its files where none is given.
 
     Raises:
-        UserError: There is none, it is gated, out of reach or damaged.
+        UserError: There is none, it is gated, out of reach, damaged, or lacks weights.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype or "auto")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable("model", name, error) from error
+    model, found = loaded
+    _require_whole(model, name, sorted(found["missing_keys"]))
     return Base(model.requires_grad_(False), identity_of(model, name))
+
+
+def _require_whole(model: PreTrainedModel, name: str, missing: list[str]) -> None:
+    """Raises `UserError` where files lack weights, which transformers would draw at random, or hold none to use."""
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(
+            f"the files of model {name} lack {len(missing)} of its weights ({some}); they would be random numbers. "
+            "Download it again, or check that its config.json belongs to its weights"
+        )
+    for weight_name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"model {name} has NaN or infinite weights in {weight_name}; download it again")
 
 
 def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Base:
@@ -114,7 +131,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         UserError: There is none, it is gated or out of reach, or it has no EOS token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise unloadable("tokenizer", name, error) from error
     if tokenizer.eos_token_id is None:
@@ -189,10 +206,10 @@ def base_without_weights(
         if architecture is not None:
             config = read_architecture(architecture)
         else:
-            config = AutoConfig.from_pretrained(str(name), revision=revision or "main")
+            config = AutoConfig.from_pretrained(str(name), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise unloadable("configuration", str(name), error) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return Base(model.requires_grad_(False), identity_of(model, name or NEW))

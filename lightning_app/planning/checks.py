@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
+from datamodules.glotcc import GlotCCDataModule
 from lightning_app.errors import UserError
 from lightning_app.methods.registry import METHODS
 from lightning_app.model.base import Base, base_without_weights
@@ -20,10 +22,12 @@ class Checked:
 
     Attributes:
         module: The base, and what of it is trained.
+        data: The text.
         profiling: Where the neurons come from.
     """
 
     module: SparseSubnetModule
+    data: GlotCCDataModule
     profiling: ProfilingSettings
 
     @cached_property
@@ -35,6 +39,22 @@ class Checked:
     def selects_neurons(self) -> bool:
         """Whether neurons of a base that exists are trained."""
         return self.module.method.needs_neurons and self.module.base_name is not None
+
+
+def check_numbers(run: Checked) -> None:
+    """Rates, decays and steps are numbers that an optimiser can work with."""
+    module = run.module
+    first, second = module.betas
+    expected = {
+        f"lr is {module.lr:g}; expected a number above 0": 0 < module.lr < inf,
+        f"weight_decay is {module.weight_decay:g}; expected at least 0": 0 <= module.weight_decay < inf,
+        f"betas are {first:g} and {second:g}; expected at least 0, below 1": 0 <= first < 1 and 0 <= second < 1,
+        f"warmup_steps is {module.warmup_steps}; expected at least 0": module.warmup_steps >= 0,
+        f"first_layer is {module.first_layer}; expected at least 0": module.first_layer >= 0,
+    }
+    for text, holds in expected.items():
+        if not holds:
+            raise UserError(f"--model.{text}")
 
 
 def check_base_is_named(run: Checked) -> None:
@@ -74,6 +94,16 @@ def check_base_has_gated_ffns(run: Checked) -> None:
         find_gated_ffns(run.base.model)
 
 
+def check_blocks_fit_the_context(run: Checked) -> None:
+    """No training sequence is longer than what the base was made for."""
+    context = run.base.context if run.module.base_name is not None else None
+    if context is not None and run.data.block_size > context:
+        raise UserError(
+            f"--data.block_size is {run.data.block_size}, but the context of {run.base.identity.name} is {context} "
+            "tokens; lower it"
+        )
+
+
 def check_subnetwork_is_the_bases(run: Checked) -> None:
     """The subnetwork file that is named belongs to a model of the base's shape."""
     path = run.module.subnetwork_path
@@ -89,17 +119,19 @@ def check_atlas_is_the_bases(run: Checked) -> None:
 
 
 CHECKS: tuple[Callable[[Checked], None], ...] = (
+    check_numbers,
     check_base_is_named,
     check_base_is_one,
     check_neurons_are_trained,
+    check_blocks_fit_the_context,
     check_base_has_gated_ffns,
     check_subnetwork_is_the_bases,
     check_atlas_is_the_bases,
 )
 
 
-def require_checks(module: SparseSubnetModule, profiling: ProfilingSettings) -> None:
+def require_checks(module: SparseSubnetModule, data: GlotCCDataModule, profiling: ProfilingSettings) -> None:
     """Raises the `UserError` of the first check that fails."""
-    run = Checked(module, profiling)
+    run = Checked(module, data, profiling)
     for check in CHECKS:
         check(run)

@@ -63,7 +63,7 @@ class SparseSubnetModule(LightningModule):
         method_keys: Keys of the methods; each reads its own.
 
     Attributes:
-        checkpoint: What to go on from in ``fit``, or the adapted model to measure; None for neither.
+        checkpoint: What to go on from in ``fit``, or the adapted model to measure, its change times ``scale``; or None.
         subnetworks: The pool that the neurons were selected from, where that is known.
         neurons: The neurons to train, where the method needs some, once they are known.
         attached: The method at work, in ``fit``.
@@ -97,7 +97,7 @@ class SparseSubnetModule(LightningModule):
         self.weight_decay, self.betas, self.ema, self.warmup_steps = weight_decay, betas, ema, warmup_steps
         self.schedule, self.activation_checkpointing, self.is_compiled = schedule, activation_checkpointing, compile
         self.strict_loading = False
-        self.checkpoint: Path | None = None
+        self.checkpoint, self.scale = cast(Path | None, None), 1.0
         self.subnetworks: Subnetworks | None = None
         self.neurons: NeuronSet | None = None
         self.attached: Attached | None = None
@@ -115,7 +115,7 @@ class SparseSubnetModule(LightningModule):
     def _load(self) -> Base:
         dtype = base_dtype(str(self.trainer.precision))
         if self.checkpoint is not None and self._running.state.fn != "fit":
-            adapted = load_adapted(self.checkpoint, self.base_name, self.revision, dtype)
+            adapted = load_adapted(self.checkpoint, self.base_name, self.revision, dtype, self.scale)
             return Base(adapted.model, adapted.base)
         dtype = self.method.weight_dtype(dtype)
         if self.architecture is not None:

@@ -40,6 +40,8 @@ class NeuroglotTrainer(Trainer):
         accumulate_grad_batches: Batches per optimiser step.
         gradient_clip_val: Longest gradient over all that is trained.
         validate_every: Optimiser steps between validations; the best and the last checkpoint are saved then.
+        save_every: Minutes after which the last checkpoint is saved between validations, too.
+        stop_after_nonfinite: Batches in a row with a loss that is no number after which a run ends as diverged.
         log_every_n_steps: Batches between lines of metrics.
         accelerator: ``cpu``, ``gpu`` or ``auto``.
         devices: Processes on each node, one a device; -1 takes all there are.
@@ -58,14 +60,18 @@ class NeuroglotTrainer(Trainer):
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = 1.0,
         validate_every: int = 500,
+        save_every: float = 30.0,
+        stop_after_nonfinite: int = 3,
         log_every_n_steps: int = 10,
         accelerator: str = "auto",
         devices: list[int] | str | int = 1,
         plugins: Any = None,
         **kwargs: Any,
     ) -> None:
-        if validate_every < 1 or accumulate_grad_batches < 1:
-            raise UserError("--trainer.validate_every and --trainer.accumulate_grad_batches must be above zero")
+        if validate_every < 1 or accumulate_grad_batches < 1 or not save_every > 0:
+            raise UserError("--trainer.validate_every, accumulate_grad_batches and save_every must be above zero")
+        if kwargs.get("max_steps") == 0:
+            raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
         base_dtype(precision)
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
@@ -92,7 +98,8 @@ class NeuroglotTrainer(Trainer):
             # Without them a run cannot go on, nor its best step be found; barebones takes away all callbacks.
             enable_checkpointing=True, barebones=False, **kwargs,
         )  # fmt: skip
-        self.validate_every = validate_every
+        self.validate_every, self.save_every = validate_every, save_every
+        self.stop_after_nonfinite = stop_after_nonfinite
 
     @property
     def length(self) -> RunLength:

@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM in training: save after the step that is being made, say how the run goes on, and end."""
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback
+
+from callbacks.checkpoints import LastCheckpoint
+from datamodules.glotcc import Batch
+from lightning_app.errors import Interrupted
+from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.trainer import NeuroglotTrainer
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption(Callback):
+    """Ends a run at a step's end, on all processes at the same one, where one of them was asked to end.
+
+    The handler only sets a flag: saving in it could meet the other processes at another place, and wait for ever. A
+    second signal ends the process at once, which is safe, as every file is whole at any time.
+
+    Args:
+        last: What saves.
+
+    Raises:
+        Interrupted: After saving.
+    """
+
+    def __init__(self, last: LastCheckpoint) -> None:
+        self.last = last
+        self._signal = 0
+        self._step = -1
+        self._group: torch.distributed.ProcessGroup | None = None
+
+    def on_sanity_check_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
+        """Nothing is to be saved yet: lets signals end the process at once, where Lightning's handlers would not."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
+        """Takes the place of Lightning's own handlers, which it has set by now."""
+        self._step = trainer.global_step
+        self._group = torch.distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+        for number in _SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    def on_train_batch_end(
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Batch, batch: Batch, batch_idx: int
+    ) -> None:
+        """Saves and ends, once a step is whole."""
+        if trainer.global_step == self._step or trainer.global_step >= trainer.length.steps:
+            return
+        self._step = trainer.global_step
+        if number := self._signal_of_any():
+            self.last.save(trainer)
+            name, steps = signal.Signals(number).name, trainer.length.steps
+            line = f"ended by {name} at step {self._step} of {steps}; saved, the same command goes on from there"
+            raise Interrupted(number, line)
+
+    def _signal_of_any(self) -> int:
+        """Returns the signal that any process was sent, 0 for none. Collective, without waiting for a device."""
+        if self._group is None:
+            return self._signal
+        number = torch.tensor(self._signal)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(number)
+
+    def teardown(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, stage: str) -> None:
+        """Gives the signals back."""
+        if signal.getsignal(signal.SIGINT) == self._remember:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,201 @@
+"""Kills, signals, divergence, a folder that is taken, other numbers of processes: nothing lost, nothing wrong said."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_app.cli import main
+from lightning_app.files import load_checkpoint
+from lightning_app.run import RunFolder
+from tests.conftest import ROOT
+from tests.test_every_method import same, state
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+
+def start(arguments):
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def refused(capsys, arguments, pattern):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(pattern, error), error
+    assert len(error.split("\n")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_training_saves_says_so_and_gives_its_exit_code(workplace, number):
+    keys = {"data__token_budget": 49152, "trainer__validate_every": 1000, "trainer__log_every_n_steps": 1}
+    command = workplace.adapt(f"signals/{number.name}", **keys)
+    folder = RunFolder(workplace.folder / f"signals/{number.name}/adapted")
+    process = start(command)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "tokens in all" in line:
+            break
+    while not (folder.metrics.is_file() and folder.metrics.read_text().count("train/loss") > 3):
+        time.sleep(0.02)
+    process.send_signal(number)
+    output = "".join([*lines, *process.stdout])
+    assert process.wait() == 128 + number
+    step = int(re.search(rf"ended by {number.name} at step (\d+) of 192; saved", output)[1])
+    assert "Traceback" not in output
+    assert load_checkpoint(folder.last_checkpoint)["global_step"] == step
+    assert main(command) == 0
+    whole = workplace.adapt(f"signals/{number.name}", **keys, name="whole")
+    assert main(whole) == 0
+    assert same(state(RunFolder(workplace.folder / f"signals/{number.name}/whole")), state(folder))
+
+
+def test_the_same_command_twice_at_once_is_told_who_has_the_run(workplace, capsys):
+    command = workplace.adapt("twice", data__token_budget=40960)
+    process = start(command)
+    for line in process.stdout:
+        if "tokens in all" in line:
+            break
+    refused(capsys, command, rf"adapted is being trained already, by process {process.pid} on .* since 20\d\d-")
+    process.kill()
+    process.wait()
+    assert main(command) == 0  # the system let go of it
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b"])
+def test_names_do_not_leave_the_folder_of_runs(workplace, capsys, name):
+    refused(capsys, workplace.adapt("names", name=name), r"--name is '.*'; expected the name of a folder in")
+    assert not (workplace.folder / "names").exists()
+
+
+def test_a_diverged_run_ends_with_an_error_and_its_last_good_checkpoint(workplace, capsys):
+    keys = {"trainer__validate_every": 4, "data__token_budget": 12288}
+    assert main(workplace.adapt("diverged", **keys, trainer__max_steps=8)) == 0
+    folder = RunFolder(workplace.folder / "diverged/adapted")
+    before = folder.last_checkpoint.read_bytes(), folder.best_checkpoint()
+    # What a diverged optimiser makes: weights that are no numbers.
+    content = load_checkpoint(folder.last_checkpoint)
+    bad = workplace.folder / "diverged/bad.ckpt"
+    content["state_dict"] = {name: torch.full_like(w, torch.nan) for name, w in content["state_dict"].items()}
+    torch.save(content, bad)
+    capsys.readouterr()
+    refused(capsys, [*workplace.adapt("diverged", **keys, name="again"), f"--resume={bad}"],
+            r"the run diverged at step \d+ .*the validation loss is nan.*lower --model.lr than 0.003")  # fmt: skip
+    again = RunFolder(workplace.folder / "diverged/again")
+    assert again.best_checkpoint() is None
+    assert not again.last_checkpoint.exists()
+    assert again.record()["status"] == "training"
+    assert (folder.last_checkpoint.read_bytes(), folder.best_checkpoint()) == before
+
+
+def test_a_run_that_was_limited_says_that_it_is_not_complete(workplace, capsys):
+    assert main([*workplace.adapt("limited"), "--trainer.max_time=00:00:00:00"]) == 0
+    assert re.search(
+        r"stopped at step \d+ of 48: .* is not complete; the same command goes on", capsys.readouterr().out
+    )
+    refused(capsys, [*workplace.adapt("limited"), "--trainer.max_steps=0"], "max_steps is 0")
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes_and_reads_all_of_its_text(workplace, capsys):
+    """One, then two, then one: the steps are those made, and what is left by today's step."""
+    keys = {"data__token_budget": 12288, "trainer__validate_every": 8}
+    sequences, one = 12288 // 64, 4
+    first = workplace.adapt("elastic", **keys, trainer__max_steps=16)
+    assert main(first) == 0
+    at = RunFolder(workplace.folder / "elastic/adapted").last_checkpoint
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--resume={at}"]
+    process = start([*workplace.adapt("elastic", **keys, name="two"), *two])
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    steps = 16 + (sequences - 16 * one) // (2 * one)
+    assert f"{steps} steps" in output
+    folder = RunFolder(workplace.folder / "elastic/two")
+    end = load_checkpoint(folder.last_checkpoint)
+    assert (end["global_step"], end["GlotCCDataModule"]["sequences_consumed"]) == (steps, sequences)
+    assert folder.record()["status"] == "complete"
+    cut = [*workplace.adapt("elastic", **keys, name="cut", trainer__max_steps=24), *two]
+    assert start(cut).wait() == 0
+    back = [*workplace.adapt("elastic", **keys, name="back"),
+            f"--resume={RunFolder(workplace.folder / 'elastic/cut').last_checkpoint}"]  # fmt: skip
+    assert main(back) == 0
+    end = load_checkpoint(RunFolder(workplace.folder / "elastic/back").last_checkpoint)
+    assert end["GlotCCDataModule"]["sequences_consumed"] == sequences
+    assert end["global_step"] == 24 + (sequences - 16 * one - 8 * 2 * one) // one
+
+
+def test_changes_on_devtest_are_changes_on_devtest(workplace, capsys):
+    """The base is measured on the same text, not taken from dev."""
+    run = RunFolder(workplace.folder / "runs/adapted")
+    capsys.readouterr()
+    assert main(["test", "--config", str(run.config), "--ckpt_path", str(run.best_checkpoint())]) == 0
+    before, after = capsys.readouterr().out.split("after training")
+    rows = [{r[0]: r for r in (line.split() for line in part.split("\n")) if r and r[0].startswith("qa")}
+            for part in (before, after)]  # fmt: skip
+    for code, row in rows[1].items():
+        assert float(row[2]) == pytest.approx(float(row[1]) - float(rows[0][code][1]), abs=1.1e-4)
+    assert main(["test", "--config", str(run.config), f"--model.base={workplace.folder / 'runs/base/model'}"]) == 0
+    alone = capsys.readouterr().out
+    assert rows[0]["qah-Deva"][1] in alone
+
+
+def test_a_base_whose_files_lack_weights_or_hold_nan_is_refused(workplace, capsys, tmp_path):
+    source = workplace.folder / "runs/base/model"
+    for case in ("lacks", "fewer", "nan"):
+        folder = tmp_path / case
+        shutil.copytree(source, folder)
+        weights = load_file(folder / "model.safetensors")
+        if case == "lacks":
+            del weights["model.layers.1.mlp.up_proj.weight"]
+        if case == "nan":
+            weights["model.norm.weight"][3] = torch.nan
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        if case == "fewer":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+        pattern = {"lacks": r"lack 1 of its weights \(model.layers.1.mlp.up_proj.weight\)",
+                   "fewer": r"lack \d+ of its weights \(model.layers.3.*and \d+ more\)",
+                   "nan": r"NaN or infinite weights in model.norm.weight"}[case]  # fmt: skip
+        refused(capsys, workplace.adapt("bases", model__base=folder), pattern)
+    assert not (workplace.folder / "bases/adapted").exists()
+
+
+def test_code_of_a_base_is_never_run(workplace, capsys, tmp_path, monkeypatch):
+    """transformers would ask on stdin, and take the y of a pipe for an answer."""
+    folder = tmp_path / "custom"
+    shutil.copytree(workplace.folder / "runs/base/model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["Own"],
+               "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    process = subprocess.run([sys.executable, str(ROOT / "main.py"), *workplace.adapt("own", model__base=folder)],
+                             input="y\ny\ny\n", capture_output=True, text=True)  # fmt: skip
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_numbers_that_no_optimiser_can_use_are_refused_before_anything_is_loaded(workplace, capsys):
+    for key, value, pattern in (
+        ("model.lr", -1, r"lr is -1; expected a number above 0"), ("model.lr", "nan", "lr is nan"),
+        ("model.weight_decay", -0.1, "weight_decay is -0.1"), ("model.betas", "[0.9, 1.0]", "betas are 0.9 and 1"),
+        ("model.warmup_steps", -5, "warmup_steps is -5"), ("model.first_layer", -1, "first_layer is -1"),
+        ("data.block_size", 4096, r"block_size is 4096, but the context of .* is 128 tokens"),
+        ("model.ema", 1.5, "ema is 1.5"), ("trainer.stop_after_nonfinite", 0, "stop_after_nonfinite is 0"),
+    ):  # fmt: skip
+        refused(capsys, [*workplace.adapt("numbers"), f"--{key}={value}"], pattern)
+    refused(capsys, workplace.adapt("numbers", model__method="full", model__first_layer=1), "full trains no neurons")
+    assert not (workplace.folder / "numbers").exists()
