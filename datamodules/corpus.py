@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.chunking import Blocks, Chunking, TrainingChunking, cut_blocks, usable_tokens
 from datamodules.paper import PaperChunks
 from datamodules.shares import Share
-from datamodules.sources import Identity, TextSource, open_source
+from datamodules.sources import HubSource, Identity, TextSource, open_source
 from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import start_token, train_tokenizer
@@ -76,15 +76,29 @@ class Corpus:
         return self.cache_dir / "atlases"
 
     def text_id(self, *settings: object) -> str:
-        """Digest over which text this is, whose tokens, and further ``settings``."""
-        return digest(self.source, self.revision, self.files, self.tokenizer_digest, *settings)
+        """Digest over which data set this is, whose tokens, and further ``settings``; `is_text_of` knows own text."""
+        # The empty table keeps the names that files had while own text was a part of them.
+        return digest(self.source, self.revision, {}, self.tokenizer_digest, *settings)
+
+    def is_text_of(self, language: Language, source: Identity) -> bool:
+        """Tells whether ``source``, as `profiling_blocks` returns it, is a language's text here, asking no network.
+
+        Raises:
+            UserError: A file of the language's own text is not there.
+        """
+        text = self._source(language)
+        here = text.identity_without_revision() if isinstance(text, HubSource) else text.identity()
+        return here.items() <= source.items()
 
     def fill(self, language: Language, budget: int, chunking: Chunking, block_size: int) -> TokenCache:
         """Returns a token cache with ``budget`` tokens of a language, or all there is; safe on all processes."""
         specials = 1 + (self.start_token is not None)
         usable = partial(usable_tokens, chunking, block_size, specials=specials)
         title = f"tokenising {language}"
-        return fill(self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
+        filled = partial(fill, self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
+        cache = filled()
+        # The paper's script takes special tokens spelled in a document for real ones.
+        return filled(is_text=False) if chunking == "paper" and cache.spells_special else cache
 
     def supply(self, language: Language, wanted: int) -> Supply:
         """Returns how much text of a language there is and how much is cached, without filling the cache."""

@@ -4,12 +4,12 @@ Read from FLORES+ on the hub (gated), from the public FLORES-200 tarball, or fro
 """
 
 import tarfile
-import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.error import URLError
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.joining import join_sentences
+from datamodules.text_files import plain_line_ends
 from datamodules.tokenizers import start_token
 from lightning_app.errors import UserError
 from lightning_app.files import replacing
-from lightning_app.hub import gated, hub_errors
+from lightning_app.hub import download, hub_errors
 from lightning_app.languages import Language
 
 FLORES_PLUS = "openlanguagedata/flores_plus"
@@ -31,6 +32,7 @@ TARBALL = "https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz"
 Split = Literal["dev", "devtest"]
 Overlap = Literal["drop", "keep"]
 
+_BAD_ARCHIVE = (tarfile.TarError, EOFError, OSError, zlib.error)
 _ALTERNATIVES = "--data.flores tarball (FLORES-200, public) or --data.flores FOLDER"
 
 
@@ -91,17 +93,14 @@ def _read_split(source: str, language: Language, split: Split, cache_dir: Path) 
 
 def _read_hub(repository: str, language: Language, split: Split) -> list[str]:
     code = language.code("flores_plus")
-    try:
-        with hub_errors(repository, _ALTERNATIVES):
+    advice = f"run the same command again with a network, or give {_ALTERNATIVES}"
+    with hub_errors(repository, advice, _ALTERNATIVES):
+        try:
             path = hf_hub_download(repository, f"{split}/{code}.parquet", repo_type="dataset")
-    except LocalEntryNotFoundError as error:
-        raise UserError(f"cannot reach {repository}; run again with a network, or {_ALTERNATIVES}") from error
-    except EntryNotFoundError as error:
-        raise _lacks(repository, language, code) from error
-    except UserError as error:
-        if "is gated" in str(error):
-            raise gated(repository, _ALTERNATIVES) from error
-        raise
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError as error:
+            raise _lacks(repository, language, code) from error
     return _parquet_sentences(Path(path))
 
 
@@ -126,7 +125,7 @@ def _read_tarball(path: Path, language: Language, split: Split) -> list[str]:
             if content is None:
                 raise _lacks(str(path), language, code)
             return _plain_sentences(content.read(), path)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _BAD_ARCHIVE as error:
         raise UserError(f"{path} is not a readable FLORES-200 tarball ({error}); delete it and run again") from error
 
 
@@ -141,26 +140,41 @@ def _tarball(source: str, cache_dir: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            try:
-                with replacing(path) as temporary:
-                    urllib.request.urlretrieve(url, temporary)
-            except (URLError, ConnectionError, TimeoutError) as error:
-                raise UserError(
-                    f"cannot download {url} ({error}); run again with a network, or --data.flores FOLDER"
-                ) from error
+            with replacing(path) as temporary:
+                download(url, temporary, "run the same command again with a network, or give --data.flores FOLDER")
+                _require_whole(temporary, url)
     return path
+
+
+def _require_whole(path: Path, url: str) -> None:
+    """Raises `UserError` where not all of an archive can be read."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if (content := archive.extractfile(member)) is not None:
+                    while content.read(1 << 20):
+                        pass
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):  # to the checksum at its end
+                pass
+    except _BAD_ARCHIVE as error:
+        raise UserError(
+            f"what {url} sent is no readable .tar.gz ({error}); check the address, or give --data.flores FOLDER"
+        ) from error
 
 
 def _parquet_sentences(path: Path) -> list[str]:
     try:
-        return pq.read_table(path, columns=["text"]).column("text").to_pylist()
-    except (OSError, ValueError, KeyError) as error:
+        sentences = pq.read_table(path, columns=["text"]).column("text").to_pylist()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a FLORES+ file with a 'text' column: {error}") from error
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        raise UserError(f"{path} is not a FLORES+ file: column 'text' holds something else than text")
+    return sentences
 
 
 def _plain_sentences(content: bytes, path: Path) -> list[str]:
     try:
-        return [line for line in content.decode("utf-8").split("\n") if line]
+        return [line for line in plain_line_ends(content.decode("utf-8")).split("\n") if line]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}") from error
 

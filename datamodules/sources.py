@@ -3,7 +3,6 @@
 A source yields batches of documents with a position that can be stored as JSON and read on from.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +10,30 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import IterableDataset, load_dataset
+from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from datamodules.text_files import (
+    READERS,
+    content_digest,
+    expand,
+    open_parquet,
+    parquet_text_bytes,
+    plain_line_ends,
+    require_readable,
+)
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest
-from lightning_app.hub import hub_errors
+from lightning_app.hub import UnreachableError, has_given_up, hub_errors, hub_host, wait_and_say
 from lightning_app.languages import Language
 
 _BATCH = 256
-_DOCUMENT_CHARACTERS = 1_000_000
-_TEXT_COLUMNS = ("content", "text")
+_REOPENINGS = 3
+_WAIT_S = 2.0
 
 Identity = dict[str, str]
 Position = JSON | None
@@ -80,6 +91,22 @@ class HubSource:
         return {"data_set": self.repository, "configuration": self.language.glotcc}
 
     def batches(self, position: Position) -> DocumentBatches:
+        """Yields documents; a connection that breaks is opened again at the last position, a few times in a row."""
+        failures = 0
+        while True:
+            try:
+                for documents, after in self._read(position):
+                    failures, position = 0, after
+                    yield documents, position
+                return
+            except UnreachableError as error:
+                failures += 1
+                if has_given_up(error) or failures > _REOPENINGS:
+                    raise
+                reason = f"stopped sending {self.repository}"
+                wait_and_say(hub_host(), reason, _WAIT_S**failures, failures + 1, _REOPENINGS + 1)
+
+    def _read(self, position: Position) -> DocumentBatches:
         stream = self._stream()
         if position is not None:
             stream.load_state_dict(position)
@@ -87,7 +114,9 @@ class HubSource:
         try:
             with hub_errors(self.repository, "run the same command again: it goes on where it stopped"):
                 for batch in batches:
-                    yield batch["content"], stream.state_dict()
+                    yield [plain_line_ends(text) for text in batch["content"] if text], stream.state_dict()
+        except (pa.ArrowException, UnicodeError) as error:
+            raise UserError(f"a file of {self.repository} is damaged: {' '.join(str(error).split())[:200]}") from error
         finally:
             # An unfinished stream can abort the interpreter at exit: close it before it is forgotten.
             if hasattr(batches, "close"):
@@ -102,10 +131,14 @@ class HubSource:
             try:
                 shards = [file for file in files.ls(folder) if file["name"].endswith(".parquet")]
             except FileNotFoundError as error:
+                if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError):
+                    raise
                 raise self._lacks() from error
+            if not shards:
+                raise self._lacks()
             total = sum(file["size"] for file in shards)
             with files.open(shards[0]["name"]) as first:
-                text = _parquet_text_bytes(pq.ParquetFile(first))
+                text = parquet_text_bytes(pq.ParquetFile(first))
         return round(text * total / shards[0]["size"]), total
 
     def _lacks(self) -> UserError:
@@ -120,11 +153,18 @@ class HubSource:
                 stream = load_dataset(
                     self.repository, self.language.glotcc, split="train", streaming=True, revision=self.revision
                 )
+                return stream.select_columns(["content"])
+            except DataFilesNotFoundError as error:
+                raise self._lacks() from error
             except ValueError as error:
                 if "BuilderConfig" in str(error):
                     raise self._lacks() from error
-                raise
-        return stream.select_columns(["content"])
+                if isinstance(error, HfHubHTTPError):
+                    raise
+                raise UserError(
+                    f"{self.repository} does not have GlotCC's layout: {' '.join(str(error).split())[:200]}; "
+                    "check --data.source"
+                ) from error
 
 
 @dataclass
@@ -138,17 +178,11 @@ class FileSource:
     configuration: str
 
     def identity(self) -> Identity:
-        """Returns an identity over names, sizes and ends of the files; raises `UserError` where one cannot be read."""
+        """Returns an identity over names and contents of the files; raises `UserError` where one cannot be read."""
         parts = []
         for path in self.files:
-            if not path.is_file():
-                raise UserError(f"there is no text file at {path}; check --data.files")
-            if path.suffix not in _READERS:
-                raise UserError(f"cannot read {path}: expected one of {', '.join(_READERS)}")
-            with path.open("rb") as file:
-                head = file.read(1 << 20)
-                file.seek(max(0, path.stat().st_size - (1 << 20)))
-                parts.append([path.name, path.stat().st_size, head.hex()[:4096], digest(head.hex(), file.read().hex())])
+            require_readable(path)
+            parts.append([path.name, content_digest(path)])
         return {**self.identity_without_revision(), "revision": digest(parts)}
 
     def identity_without_revision(self) -> Identity:
@@ -160,105 +194,16 @@ class FileSource:
         for index in range(position["file"], len(self.files)):
             path = self.files[index]
             offset = position["offset"] if index == position["file"] else 0
-            for documents, after in _READERS[path.suffix](path, offset):
+            for documents, after in READERS[path.suffix](path, offset, _BATCH):
                 yield documents, {"file": index, "offset": after}
 
     def sizes(self) -> tuple[int, int]:
         """Returns the bytes of text, those of .txt and .jsonl with their markup, and nothing to download."""
         texts = [
-            _parquet_text_bytes(_open_parquet(path)) if path.suffix == ".parquet" else path.stat().st_size
+            parquet_text_bytes(open_parquet(path)) if path.suffix == ".parquet" else path.stat().st_size
             for path in self.files
         ]
         return sum(texts), 0
-
-
-def _parquet_text_bytes(file: pq.ParquetFile) -> int:
-    """Returns the bytes of the text column by the file's metadata."""
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema in _TEXT_COLUMNS)
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {error}") from error
-
-
-def _read_parquet(path: Path, row: int) -> Iterator[tuple[list[str], int]]:
-    file = _open_parquet(path)
-    column = next((name for name in _TEXT_COLUMNS if name in file.schema_arrow.names), None)
-    if column is None:
-        raise UserError(f"{path} has no column 'content' or 'text', only {', '.join(file.schema_arrow.names)}")
-    start = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if start + rows > row:
-            texts = file.read_row_group(group, columns=[column]).column(0).to_pylist()
-            for first in range(max(0, row - start), rows, _BATCH):
-                batch = texts[first : first + _BATCH]
-                yield [text for text in batch if text], start + first + len(batch)
-        start += rows
-
-
-def _read_text(path: Path, offset: int) -> Iterator[tuple[list[str], int]]:
-    """Yields documents and byte offsets. Lines end at a line feed only: corpora contain other separators."""
-    documents: list[str] = []
-    lines: list[str] = []
-    size = 0
-    for line, after in _lines(path, offset):
-        if line.strip():
-            lines.append(line)
-            size += len(line)
-        if lines and (not line.strip() or size >= _DOCUMENT_CHARACTERS):
-            documents.append("".join(lines).strip("\n"))
-            lines, size = [], 0
-        if len(documents) >= _BATCH and not lines:
-            yield documents, after
-            documents = []
-    if lines:
-        documents.append("".join(lines).strip("\n"))
-    if documents:
-        yield documents, path.stat().st_size
-
-
-def _read_jsonl(path: Path, offset: int) -> Iterator[tuple[list[str], int]]:
-    documents: list[str] = []
-    after = offset
-    for line, after in _lines(path, offset):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} has a line that is no JSON, ending at byte {after}: {error}") from error
-        text = next((row[key] for key in _TEXT_COLUMNS if isinstance(row, dict) and key in row), None)
-        if not isinstance(text, str):
-            raise UserError(f"{path} has a line without a string 'content' or 'text', ending at byte {after}")
-        documents.append(text)
-        if len(documents) >= _BATCH:
-            yield documents, after
-            documents = []
-    if documents:
-        yield documents, after
-
-
-def _lines(path: Path, offset: int) -> Iterator[tuple[str, int]]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        for raw in file:
-            try:
-                yield raw.decode("utf-8-sig" if offset == 0 else "utf-8"), offset + len(raw)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} is not UTF-8: byte {offset + error.start} is 0x{raw[error.start]:02x}; "
-                    "convert it, for example with iconv"
-                ) from error
-            offset += len(raw)
-
-
-_READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_text}
 
 
 def open_source(source: str, language: Language, revision: str, files: list[str] | None = None) -> TextSource:
@@ -268,9 +213,9 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
         UserError: The folder lacks the language.
     """
     if files:
-        return FileSource([path for pattern in files for path in _expand(pattern)], language.glotcc)
+        return FileSource([path for pattern in files for path in expand(pattern)], language.glotcc)
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise UserError(f"--data.source {source} is neither a folder here nor a data set OWNER/NAME on the hub")
         return HubSource(source, language, revision)
@@ -282,15 +227,6 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
             "check the code, or give your own text with --data.files"
         )
     return FileSource(shards, language.glotcc)
-
-
-def _expand(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in _READERS)
-    if any(mark in pattern for mark in "*?["):
-        return sorted(Path(path.anchor or os.curdir).glob(str(path.relative_to(path.anchor) if path.anchor else path)))
-    return [path]
 
 
 def _shard_number(path: Path) -> tuple[int, str]:

@@ -4,17 +4,18 @@ A folder per data set, configuration, revision and tokenizer holds
 
     tokens.bin     token ids of all documents back to back, uint32, no special tokens
     ends.bin       where each document ends, int64
-    manifest.json  what the tokens are, how many are valid, and where the source goes on
+    manifest.json  what the tokens are, how many are valid, where the source goes on, and checksums
 
 Documents are kept apart, so one cache serves every chunking and block size, and a larger budget later goes on where
 the fill stopped. Bytes beyond what the manifest counts are not valid: a fill that was killed cuts them off and goes on.
+A cache that is found damaged is filled again from the start of its text.
 """
 
-import json
+import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,54 +24,32 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.cache_files import (
+    END,
+    ENDS,
+    MANIFEST,
+    TOKEN,
+    TOKENS,
+    DamagedCacheError,
+    Lengths,
+    SpelledTokensError,
+    TokenCache,
+    cut_to_manifest,
+    new_manifest,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from datamodules.encoding import encode_documents, is_spelled, special_tokens
 from datamodules.sources import Identity, TextSource
-from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, digest, disk_full, is_disk_full, write_json
+from lightning_app.files import JSON, digest, disk_full, is_disk_full
 from lightning_app.hub import UnreachableError
 from lightning_app.progress import TokenProgress
 
 _COMMIT_EVERY_S = 5.0
-_TOKEN = np.dtype(np.uint32)
-_END = np.dtype(np.int64)
-
-Lengths = NDArray[np.int64]
-
-
-@dataclass
-class TokenCache:
-    """A filled (or partly filled) cache folder, open for reading."""
-
-    folder: Path
-    manifest: JSON
-
-    @property
-    def tokens(self) -> int:
-        return self.manifest["tokens"]
-
-    @property
-    def documents(self) -> int:
-        return self.manifest["documents"]
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether the source has no more text than this."""
-        return self.manifest["exhausted"]
-
-    @property
-    def id(self) -> str:
-        """Digest over what the tokens are; two caches with the same id hold the same tokens in the same order."""
-        return digest(self.manifest["key"])
-
-    def read_ends(self) -> Lengths:
-        """Returns where each document ends in the token stream, int64 (documents,)."""
-        return np.fromfile(self.folder / "ends.bin", dtype=_END, count=self.documents)
-
-    def open_tokens(self) -> NDArray[np.uint32]:
-        """Returns the memory-mapped tokens, uint32 (tokens,)."""
-        if self.tokens == 0:
-            return np.empty(0, dtype=_TOKEN)
-        return np.memmap(self.folder / "tokens.bin", dtype=_TOKEN, mode="r", shape=(self.tokens,))
+_REAL = {"special_tokens": "real"}  # in the key of a cache where they are not text
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def tokenizer_id(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -87,6 +66,7 @@ def fill(
     usable: Callable[[Lengths], int],
     title: str,
     is_shown: bool = True,
+    is_text: bool = True,
 ) -> TokenCache:
     """Returns a cache with at least ``budget`` usable tokens, or with all the text there is.
 
@@ -101,39 +81,42 @@ def fill(
         usable: Tokens that a chunking can use of documents with the given lengths.
         title: Shown with the progress.
         is_shown: Whether this process shows it.
+        is_text: Whether special tokens that a document spells stay text; a cache where they do not is another one.
 
-    Raises `UserError` for no text at all, no network and nothing cached, a full disk, or bad text.
+    Raises `UserError` for no text at all, no network and nothing cached, a full disk, a read-only cache that is too
+    small, or bad text.
     """
+    made = {"tokenizer": tokenizer_id(tokenizer), **({} if is_text else _REAL)}
     try:
-        key = {**source.identity(), "tokenizer": tokenizer_id(tokenizer)}
+        key = {**source.identity(), **made}
     except UnreachableError as error:
-        return _cached_despite(error, root, source, tokenizer_id(tokenizer), budget, usable)
+        return _cached_despite(error, root, {**source.identity_without_revision(), **made}, tokenizer, budget, usable)
     folder = _folder(root, key)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            cache = _open(folder, key)
-            if not cache.is_exhausted and usable(_lengths(cache)) < budget:
-                with TokenProgress(title, budget, usable(_lengths(cache)), is_shown) as progress:
-                    cache = _Filler(cache, tokenizer, usable, progress).run(source, budget)
-    except OSError as error:
-        if is_disk_full(error):
-            _cut_to_manifest(_open(folder, key))
-            raise disk_full(folder) from error
-        raise
+    with _locked(folder) as is_writable:
+        cache = _open_or_repair(folder, key, tokenizer, TokenProgress(title, 0, 0, is_shown), is_writable)
+        if not _is_enough(cache, budget, usable):
+            if not is_writable:
+                raise _read_only(cache, budget, usable)
+            with _kept_whole(folder), TokenProgress(title, budget, usable(cache.read_lengths()), is_shown) as progress:
+                cache = _Filler(cache, tokenizer, usable, progress).run(source, budget)
     if cache.tokens == 0:
         raise UserError(f"{key['data_set']} has no text for {key['configuration']}: every document is empty")
     return cache
 
 
 def find(root: Path, source: TextSource, tokenizer: PreTrainedTokenizerBase) -> TokenCache | None:
-    """Returns the cache of a source as it is, without filling it; None where there is none."""
+    """Returns the cache of a source as it is, without filling it or reading it through; None where there is none."""
     tokenizer_digest = tokenizer_id(tokenizer)
     try:
-        folder = _folder(root, {**source.identity(), "tokenizer": tokenizer_digest})
+        key = {**source.identity(), "tokenizer": tokenizer_digest}
     except UnreachableError:
-        return next(_of_any_revision(root, source, tokenizer_digest), None)
-    return _open(folder, {}) if (folder / "manifest.json").exists() else None
+        wanted = {**source.identity_without_revision(), "tokenizer": tokenizer_digest}
+        return next(_of_any_revision(root, wanted), None)
+    try:
+        manifest = read_manifest(_folder(root, key), key)
+    except DamagedCacheError:
+        return None  # a run fills it again
+    return TokenCache(_folder(root, key), manifest) if manifest is not None else None
 
 
 def _folder(root: Path, key: Identity) -> Path:
@@ -154,24 +137,29 @@ class _Filler:
 
     def run(self, source: TextSource, budget: int) -> TokenCache:
         manifest = dict(self.cache.manifest)
-        done = self.usable(_lengths(self.cache))
+        done = self.usable(self.cache.read_lengths())
         last_commit = time.monotonic()
-        _cut_to_manifest(self.cache)
-        with (
-            (self.cache.folder / "tokens.bin").open("ab") as tokens_file,
-            (self.cache.folder / "ends.bin").open("ab") as ends_file,
-        ):
+        folder, checksums = self.cache.folder, self.cache.checksums
+        names = list(special_tokens(self.tokenizer).values())
+        cut_to_manifest(folder, manifest)
+        with (folder / TOKENS).open("ab") as tokens_file, (folder / ENDS).open("ab") as ends_file:
             batches = source.batches(manifest["position"])
             exhausted = True
             for documents, position in batches:
                 encoded = self._encode(documents)
                 lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
                 if encoded:
-                    tokens_file.write(np.concatenate(encoded).tobytes())
-                    ends_file.write((manifest["tokens"] + lengths.cumsum()).tobytes())
+                    ends = (manifest["tokens"] + lengths.cumsum()).astype(END).tobytes()
+                    for name, file, content in (
+                        (TOKENS, tokens_file, np.concatenate(encoded).tobytes()),
+                        (ENDS, ends_file, ends),
+                    ):
+                        file.write(content)
+                        checksums.update(name, content)
                 manifest["tokens"] += int(lengths.sum())
                 manifest["documents"] += len(encoded)
                 manifest["position"] = position
+                manifest["spells_special"] = manifest.get("spells_special", False) or is_spelled(names, documents)
                 gained = self.usable(lengths)
                 done += gained
                 self.progress.advance(gained)
@@ -186,60 +174,114 @@ class _Filler:
             return self._commit(manifest, tokens_file, ends_file)
 
     def _encode(self, documents: list[str]) -> list[NDArray[np.uint32]]:
-        if not documents:
-            return []
-        ids = self.tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [np.array(document, dtype=_TOKEN) for document in ids["input_ids"] if document]
+        is_text = not _REAL.items() <= self.cache.manifest["key"].items()
+        encoded = encode_documents(self.tokenizer, documents, is_text)
+        return [np.array(ids, dtype=TOKEN) for ids in encoded if ids]
 
     def _commit(self, manifest: JSON, *files: BinaryIO) -> TokenCache:
         for file in files:
             file.flush()
             os.fsync(file.fileno())
-        write_json(self.cache.folder / "manifest.json", manifest)
-        return TokenCache(self.cache.folder, manifest)
+        checksums = self.cache.checksums
+        return TokenCache(self.cache.folder, write_manifest(self.cache.folder, manifest, checksums), checksums)
 
 
-def _cut_to_manifest(cache: TokenCache) -> None:
-    """Cuts off what was written after the last commit."""
-    for name, valid_bytes in (
-        ("tokens.bin", cache.tokens * _TOKEN.itemsize),
-        ("ends.bin", cache.documents * _END.itemsize),
-    ):
-        if (cache.folder / name).exists():
-            os.truncate(cache.folder / name, valid_bytes)
+@contextlib.contextmanager
+def _kept_whole(folder: Path) -> Iterator[None]:
+    """Says in one line that the disk is full, or that the files may not be written, and leaves them whole."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            cut_to_manifest(folder, read_manifest(folder, {}) or new_manifest({}))
+            raise disk_full(folder) from error
+        if error.errno in _UNWRITABLE and str(error.filename).startswith(str(folder)):
+            raise UserError(
+                f"token cache {folder} cannot be written ({error.strerror}); make it writable or name another "
+                "--data.cache_dir"
+            ) from error
+        raise
 
 
-def _open(folder: Path, key: Identity) -> TokenCache:
-    path = folder / "manifest.json"
-    if path.exists():
-        return TokenCache(folder, json.loads(path.read_text(encoding="utf-8")))
-    manifest = {"key": key, "version": __version__, "tokens": 0, "documents": 0, "exhausted": False, "position": None}
-    return TokenCache(folder, manifest)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Makes and locks a cache; yields whether that could be done: a read-only one has no room for a lock."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(folder) from error
+        if error.errno not in _UNWRITABLE:
+            raise
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
-def _lengths(cache: TokenCache) -> Lengths:
-    return np.diff(cache.read_ends(), prepend=0) if cache.documents else np.empty(0, dtype=np.int64)
+def _open(folder: Path, key: Identity, tokenizer: PreTrainedTokenizerBase) -> TokenCache:
+    """Returns a cache that was found whole, empty where there is none; raises `DamagedCacheError`."""
+    manifest = read_manifest(folder, key)
+    if manifest is None:
+        return TokenCache(folder, new_manifest(key))
+    return TokenCache(folder, manifest, verify(folder, manifest, tokenizer))
+
+
+def _open_or_repair(
+    folder: Path, key: Identity, tokenizer: PreTrainedTokenizerBase, progress: TokenProgress, is_writable: bool
+) -> TokenCache:
+    """Returns a whole cache; an empty one in place of one that is damaged."""
+    try:
+        return _open(folder, key, tokenizer)
+    except DamagedCacheError as damage:
+        line = f"token cache {folder} is damaged: {damage}"
+        if not is_writable:
+            raise UserError(f"{line}; it is read-only: delete it or name another --data.cache_dir") from damage
+        progress.write(f"{line}; fetching its text again from the start")
+        # Unlinked, not cut: another run may have the old files in its memory.
+        for name in (MANIFEST, TOKENS, ENDS):
+            (folder / name).unlink(missing_ok=True)
+        # Other tokens than a run of the earlier version counted positions in must not go by the same name.
+        is_other = isinstance(damage, SpelledTokensError)
+        return TokenCache(folder, new_manifest({**key, "special_tokens": "text"} if is_other else key))
+
+
+def _read_only(cache: TokenCache, budget: int, usable: Callable[[Lengths], int]) -> UserError:
+    return UserError(
+        f"token cache {cache.folder} is read-only and holds {usable(cache.read_lengths())} usable tokens, "
+        f"{budget} are wanted; make it writable or name another --data.cache_dir"
+    )
+
+
+def _is_enough(cache: TokenCache, budget: int, usable: Callable[[Lengths], int]) -> bool:
+    return cache.is_exhausted or usable(cache.read_lengths()) >= budget
 
 
 def _cached_despite(
     error: UnreachableError,
     root: Path,
-    source: TextSource,
-    tokenizer_digest: str,
+    wanted: Identity,
+    tokenizer: PreTrainedTokenizerBase,
     budget: int,
     usable: Callable[[Lengths], int],
 ) -> TokenCache:
     """Returns a cache of any revision that needs nothing from the network, or raises ``error``."""
-    for cache in _of_any_revision(root, source, tokenizer_digest):
-        if cache.is_exhausted or usable(_lengths(cache)) >= budget:
-            return cache
-    raise UserError(f"{error}; no token cache in {root} is large enough to go on without it") from error
+    damaged = ""
+    for cache in _of_any_revision(root, wanted):
+        try:
+            if _is_enough(cache, budget, usable):
+                return _open(cache.folder, {}, tokenizer)
+        except DamagedCacheError as damage:
+            damaged = f", and {cache.folder} is damaged: {damage}"
+    raise UserError(f"{error}; no token cache in {root} is large enough to go on without it{damaged}") from error
 
 
-def _of_any_revision(root: Path, source: TextSource, tokenizer_digest: str) -> Iterator[TokenCache]:
-    """Yields the caches of a data set's language, the newest first."""
-    wanted = {**source.identity_without_revision(), "tokenizer": tokenizer_digest}
-    for path in sorted(root.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True):
-        cache = TokenCache(path.parent, json.loads(path.read_text(encoding="utf-8")))
-        if wanted.items() <= cache.manifest["key"].items():
-            yield cache
+def _of_any_revision(root: Path, wanted: Identity) -> Iterator[TokenCache]:
+    """Yields the caches of a data set's language, the newest first; those of others, whole or not, are passed over."""
+    for path in sorted(root.glob(f"*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True):
+        with contextlib.suppress(DamagedCacheError):
+            manifest = read_manifest(path.parent, wanted)
+            if manifest is not None and (_REAL.items() <= manifest["key"].items()) == (_REAL.items() <= wanted.items()):
+                yield TokenCache(path.parent, manifest)

@@ -5,7 +5,10 @@ import errno
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_app import __version__
 from lightning_app.errors import UserError
 
 JSON = dict[str, Any]
 """A JSON object: plain data whose values only its reader knows."""
 
 _TEMPORARY = ".partial"
+
+UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, ValueError, TypeError,
+    LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, MemoryError,
+)  # fmt: skip
+"""What readers of safetensors, pickles and JSON raise on bytes that are none."""
 
 
 def disk_full(path: Path) -> UserError:
@@ -100,6 +110,31 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def is_later_version(version: str) -> bool:
+    """Tells whether a file of this program was made by a later version than the one that runs.
+
+    >>> is_later_version("0.0.9"), is_later_version(__version__), is_later_version("999.0"), is_later_version("?")
+    (False, False, True, False)
+    """
+    numbers = [[int(digits) for digits in re.findall(r"[0-9]{1,9}", each)] for each in (version, __version__)]
+    return numbers[0] > numbers[1]
+
+
+def require_no_later_version(path: Path, version: object) -> None:
+    """Raises `UserError` where the file at ``path`` says that a later version of this program made it."""
+    if isinstance(version, str) and is_later_version(version):
+        raise UserError(
+            f"{path} was made by Neuroglot {version[:20]!a}, later than {__version__} here; update the program, "
+            "or make the file again with this version"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what an error of another library says, on one line that every terminal can print."""
+    text = " ".join(str(error).split())[:160] or type(error).__name__
+    return text if text.isprintable() else ascii(text)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], kind: str) -> None:
     """Writes a safetensors file whose header says what it is (``kind``) and carries ``metadata`` as JSON."""
     header = {"neuroglot": kind, "metadata": json.dumps(dict(metadata), sort_keys=True)}
@@ -111,7 +146,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], JSON]:
     """Returns the tensors and the metadata of a file written by `save_tensors`.
 
     Raises:
-        UserError: The file is missing, truncated, or of another kind.
+        UserError: The file is missing, damaged, of another kind, or of a later version.
     """
     if not path.is_file():
         raise UserError(f"there is no {kind} at {path}; check the path")
@@ -120,12 +155,15 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], JSON]:
             header = file.metadata() or {}
             if header.get("neuroglot") != kind:
                 found = header.get("neuroglot", "a safetensors file of another program")
-                raise UserError(f"{path} is {found}, expected {kind}")
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, json.loads(header["metadata"])
-    except SafetensorError as error:
+                raise UserError(f"{path} is {found if found.isprintable() else ascii(found)}, expected {kind}")
+            metadata = json.loads(header["metadata"])
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata is no JSON object")
+            require_no_later_version(path, metadata.get("version"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except UNREADABLE as error:
         raise UserError(
-            f"{path} is not a readable {kind}: {error}; the file is damaged or cut short, make it again"
+            f"{path} is not a readable {kind}: {one_line(error)}; the file is damaged or cut short, make it again"
         ) from error
 
 
@@ -139,15 +177,31 @@ def load_checkpoint(path: Path, is_mapped: bool = False) -> JSON:
     """Returns a checkpoint, its tensors on the CPU; ``is_mapped`` reads those only when they are looked at.
 
     Raises:
-        UserError: The file is missing or damaged.
+        UserError: The file is missing, damaged, of a later version, or holds more than tensors and plain data.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}; check --ckpt_path or --resume")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0][:120]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except UNREADABLE as error:
+        if refused := refused_object(error):
+            raise UserError(
+                f"checkpoint {path} holds a Python object ({refused}), which could run code and is not loaded; "
+                "give a checkpoint of tensors and plain data, or --resume never"
+            ) from error
+        reason = one_line(error)[:120]
         raise UserError(f"checkpoint {path} is damaged ({reason}); give another one, or --resume never") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; give another one")
+    made = checkpoint.get("neuroglot")
+    require_no_later_version(path, made.get("version") if isinstance(made, dict) else None)
+    return checkpoint
+
+
+def refused_object(error: BaseException) -> str | None:
+    """Returns the name of what torch refused to unpickle because it could run code; None for any other error."""
+    found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global) ([\w.]+)", str(error))
+    return found and (found[1] or found[2])
 
 
 def digest(*parts: object) -> str:

@@ -57,7 +57,7 @@ def refused(capsys, arguments, message):
         ("--data.watch=[cy]", "FLORES .* has no Welsh"),
         ("--language=cym-Latn", "has no Welsh"),
         ("--model.base=./nowhere", "cannot load .* of ./nowhere"),
-        ("--data.block_size=1000000", "gives no sequence of 1000000 tokens"),
+        ("--data.block_size=1000000", "block_size is 1000000, but the context of .* is 128"),
         ("--data.batch_size=100000", "one step takes 100000"),
         ("--resume=sometimes", "expected never, auto, or the path of a checkpoint"),
         ("--model.subnetwork=nowhere.safetensors", "there is no subnetwork at nowhere.safetensors"),

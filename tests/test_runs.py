@@ -272,7 +272,7 @@ def test_bf16_mixed_runs_on_a_cpu_with_fp32_neuron_weights(workplace):
 
 
 def test_paper_chunking_trains(workplace):
-    keys = {"data__chunking": "paper", "data__block_size": 300, "data__token_budget": 9000}
+    keys = {"data__chunking": "paper", "data__block_size": 128, "data__token_budget": 9000}
     arguments = [a for a in workplace.adapt("paper", **keys) if a != "--data.block_size=64"]
     assert main(arguments) == 0
 

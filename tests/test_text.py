@@ -371,7 +371,7 @@ def data(hub, tmp_path):
         module.corpus.tokenizer = made(tokenizer)
         module.trainer = SimpleNamespace(
             global_rank=rank, world_size=world, accumulate_grad_batches=1, max_steps=-1,
-            fit_loop=SimpleNamespace(batch_idx=batches - 1),
+            fit_loop=SimpleNamespace(batch_idx=batches - 1), global_step=batches,
         )  # fmt: skip
         module.setup("fit")
         return module

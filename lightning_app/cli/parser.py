@@ -1,14 +1,18 @@
 """Arguments before and while they are parsed: configurations by name, a help that fits a screen, plain errors."""
 
+import math
 import os
 import re
 import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_app.cli.configurations import check_file, check_text
 from lightning_app.errors import UserError, did_you_mean
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -37,6 +41,21 @@ class Parser(LightningArgumentParser):
 
     verb: Verb | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Returns the settings.
+
+        Raises:
+            UserError: A key is unknown or has a value of another type, or a number is NaN or infinite.
+        """
+        settings = super().parse_args(*args, **kwargs)
+        for key, value in settings.items():
+            if (found := _not_finite(value)) is not None:
+                raise UserError(f"--{key} is {found}; expected a finite number")
+        return settings
+
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Raises `UserError`.
 
@@ -44,6 +63,8 @@ class Parser(LightningArgumentParser):
             UserError: Always, with a suggestion for a wrong key.
         """
         line = " ".join(message.split())
+        if valueless := re.search(r"argument (?:-\w/)?(--[\w.+]+)[^:]*: expected (?:one|at least one) argument", line):
+            raise UserError(f"{valueless[1]} is without a value; expected {valueless[1]} VALUE")
         known = [action.dest for action in self._actions]
         unknown = re.search(r"(?i:key|option|unrecognized arguments:|group) ['\"]?(?:--)?([\w.]+)", line)
         hint = did_you_mean(unknown[1], known) if unknown and unknown[1] not in known else ""
@@ -81,15 +102,25 @@ def _in_plain_words(line: str) -> str:
     return f"--{key[1]} is {value[1]}; expected {' or '.join(kinds)}"
 
 
+def _not_finite(value: object) -> float | None:
+    """Returns the first number in ``value`` that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next((found for part in inside if (found := _not_finite(part)) is not None), None)
+
+
 def resolve_configs(arguments: list[str]) -> list[str]:
     """Returns the arguments with every ``--config NAME`` that is not in the working directory taken from configs/.
 
     Raises:
-        UserError: There is no such file in either place.
+        UserError: There is no such file in either place, or it is no configuration.
     """
     resolved = list(arguments)
     for index, argument in enumerate(arguments):
-        if argument in ("--config", "-c") and index + 1 < len(arguments):
+        if argument in ("--config", "-c"):
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
+                raise UserError("--config is without a value; expected --config FILE")
             resolved[index + 1] = _resolve_config(arguments[index + 1])
         elif argument.startswith("--config="):
             resolved[index] = f"--config={_resolve_config(argument.removeprefix('--config='))}"
@@ -97,10 +128,21 @@ def resolve_configs(arguments: list[str]) -> list[str]:
 
 
 def _resolve_config(name: str) -> str:
-    if Path(name).is_file() or name.lstrip().startswith("{"):
+    if name.lstrip().startswith("{"):
+        check_text(name, "--config", None)
+        return name
+    found = _find_config(name)
+    check_file(Path(found))
+    return found
+
+
+def _find_config(name: str) -> str:
+    if os.path.isdir(name):
+        raise UserError(f"--config {name} is a folder; expected a file such as {name.rstrip('/')}/config.yaml")
+    if os.path.isfile(name):
         return name
     for candidate in (CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             say(f"configuration {_relative(candidate)}")
             return str(candidate)
     known = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))

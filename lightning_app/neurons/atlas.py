@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, digest, load_tensors, save_tensors
+from lightning_app.files import JSON, digest, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language
 from lightning_app.neurons import lape
+from lightning_app.neurons.neuron_file import NeuronFile, describe
 
 _KIND = "activation atlas"
 
@@ -29,7 +30,7 @@ class Atlas:
         block_size: Tokens per block; the context length that probabilities were measured at.
         counts: Per GlotCC code, tokens with a positive gate, int64 (L, N).
         tokens: Per GlotCC code, tokens counted.
-        sources: Per GlotCC code, the data set and revision the text came from.
+        sources: Per GlotCC code, the data set, revision and tokenizer that the tokens came from.
         stability: Per GlotCC code that was counted until its set was stable, ``curve``: pairs of tokens and the overlap
             of the sets selected from two halves of them, at this ``rate`` and ``quantile``.
     """
@@ -57,6 +58,11 @@ class Atlas:
         self.counts[code] = self.counts[code] + counts_LN if code in self.counts else counts_LN
         self.tokens[code] = self.tokens.get(code, 0) + tokens
         self.sources[code] = source
+
+    def remove(self, language: Language) -> None:
+        """Forgets what was counted of a language."""
+        for table in (self.counts, self.tokens, self.sources, self.stability):
+            table.pop(language.glotcc, None)
 
     def merge(self, other: "Atlas", where: Path | str) -> None:
         """Adds every count of ``other``: shards of one language are summed, new languages appended.
@@ -118,10 +124,31 @@ class Atlas:
         """Reads an atlas.
 
         Raises:
-            UserError: There is none at ``path``, or the file is damaged.
+            UserError: There is none at ``path``, or the file is damaged, of a later version, or says what cannot be.
         """
-        tensors, metadata = load_tensors(path, _KIND)
-        counts = {name.removeprefix("counts."): tensor for name, tensor in tensors.items()}
-        model = ModelIdentity(**metadata["model"])
-        meta = {key: metadata[key] for key in ("tokenizer", "block_size", "tokens", "sources")}
-        return cls(model, counts=counts, stability=metadata.get("stability", {}), **meta)
+        file = NeuronFile(path, _KIND, ("tokenizer", "block_size", "tokens", "sources"), optional=("stability",))
+        counts = file.by_language("counts")
+        block_size = file.metadata["block_size"]
+        file.require(type(block_size) is int and block_size > 0, "block_size", "a whole number above zero")
+        tokens = file.table("tokens", counts, int)
+        sources = file.table("sources", counts, dict)
+        stability = file.table("stability", counts, dict, is_whole=False)
+        for code, counts_LN in counts.items():
+            _require_counts(file, code, counts_LN, tokens[code])
+        return cls(file.model, file.text("tokenizer"), block_size, counts, tokens, sources, stability)
+
+
+def _require_counts(file: NeuronFile, code: str, counts_LN: Tensor, tokens: int) -> None:
+    """Raises `UserError` unless every neuron of the model was open for some of the tokens, from none to all."""
+    layers, neurons = file.model.layers, file.model.neurons_per_layer
+    if counts_LN.dtype != torch.int64 or tuple(counts_LN.shape) != (layers, neurons) or not counts_LN.numel():
+        raise file.refuse(
+            f"counts.{code} is {describe(counts_LN)}, expected int64 of {(layers, neurons)} as {file.model} has them"
+        )
+    if not 0 < tokens < 1 << 62:
+        raise file.refuse(f"tokens of {code} is {tokens}, expected a number above zero")
+    low, high = int(counts_LN.min()), int(counts_LN.max())
+    if low < 0 or high > tokens:
+        raise file.refuse(
+            f"counts.{code} has a count of {low if low < 0 else high}, expected 0 to the {tokens} tokens counted"
+        )

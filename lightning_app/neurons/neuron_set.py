@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import digest, load_tensors, save_tensors
+from lightning_app.files import digest, save_tensors
 from lightning_app.identity import ModelIdentity
+from lightning_app.neurons.neuron_file import NeuronFile
 
 _KIND = "neuron set"
 _LAYER = 32  # bits of an index in the key that pairs are compared by
@@ -99,10 +100,12 @@ class NeuronSet:
         """Returns a saved set and the model it belongs to.
 
         Raises:
-            UserError: There is none at ``path``, or the file is damaged.
+            UserError: There is none at ``path``, or the file is damaged or of a later version.
         """
-        tensors, metadata = load_tensors(path, _KIND)
-        return cls.from_pairs(tensors["neurons"]), ModelIdentity(**metadata["model"])
+        file = NeuronFile(path, _KIND)
+        if set(file.tensors) != {"neurons"}:
+            raise file.refuse(f"it holds {len(file.tensors)} tensors, expected one named neurons")
+        return cls.from_pairs(file.require_pairs("neurons")), file.model
 
 
 def _keys(neurons: NeuronSet) -> Tensor:

@@ -1,20 +1,22 @@
 """The subnetworks of a pool of languages: a file of our own, or masks as the paper and LAPE's authors release them."""
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import load_tensors, save_tensors
+from lightning_app.files import UNREADABLE, one_line, refused_object, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
+from lightning_app.neurons.neuron_file import NeuronFile, describe
 from lightning_app.neurons.neuron_set import NeuronSet
 
 _KIND = "subnetwork"
+_MOST_NEURONS = 1 << 18  # released masks do not say how many a layer has; the widest FFNs have a third of this
 
 
 @dataclass
@@ -91,12 +93,20 @@ class Subnetworks:
         """Reads a subnetwork file.
 
         Raises:
-            UserError: There is none at ``path``, or the file is damaged.
+            UserError: There is none at ``path``, or the file is damaged, of a later version, or says what cannot be.
         """
-        tensors, meta = load_tensors(path, _KIND)
-        neurons = {name.removeprefix("neurons."): NeuronSet.from_pairs(pairs) for name, pairs in tensors.items()}
-        model = ModelIdentity(**meta["model"])
-        return cls(model, meta["pool"], neurons, meta["rate"], meta["quantile"], meta["tau"], meta["atlas"])
+        file = NeuronFile(path, _KIND, ("pool", "rate", "quantile", "tau", "atlas"))
+        sets = file.by_language("neurons")
+        pool = file.metadata["pool"]
+        is_pool = isinstance(pool, list) and all(isinstance(code, str) for code in pool)
+        file.require(is_pool and len(set(pool)) == len(pool), "pool", "languages, each once")
+        if set(pool) != set(sets):
+            raise file.refuse(
+                f"its pool is {ascii(pool)[:200]}, but it holds neurons of {' '.join(sorted(sets))[:200]}"
+            )
+        rate, quantile = file.share("rate", without=(0,)), file.share("quantile", without=(0, 1))
+        neurons = {code: NeuronSet.from_pairs(file.require_pairs(f"neurons.{code}")) for code in sets}
+        return cls(file.model, pool, neurons, rate, quantile, file.share("tau"), file.text("atlas"))
 
 
 def read_released_masks(path: Path, languages: list[Language]) -> Subnetworks:
@@ -105,27 +115,55 @@ def read_released_masks(path: Path, languages: list[Language]) -> Subnetworks:
     Such a file says neither model nor languages, so their order has to be given.
 
     Raises:
-        UserError: The file is not of that form, or holds another number of languages than given.
+        UserError: The file is not of that form, holds another number of languages than given, or one is given twice.
     """
+    if not path.is_file():
+        raise UserError(f"there are no released masks at {path}; check the path")
+    for language in languages:
+        if languages.count(language) > 1:
+            raise UserError(f"--languages names {language} twice; name each language once, in the order of {path.name}")
     try:
         lists = torch.load(path, map_location="cpu", weights_only=True)
-        per_language = [[torch.as_tensor(layer, dtype=torch.int64) for layer in layers] for layers in lists]
-    except FileNotFoundError as error:
-        raise UserError(f"there are no released masks at {path}; check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        per_language = [[_indices(layer) for layer in layers] for layers in lists]
+    except UNREADABLE as error:
+        refused = refused_object(error)
+        reason = f"it holds a Python object, {refused}, which is not loaded" if refused else one_line(error)
         raise UserError(f"{path} is not a list of languages of lists of layers of neuron indices: {reason}") from error
     if len(per_language) != len(languages):
         raise UserError(
             f"{path} holds the masks of {len(per_language)} languages, but --languages names {len(languages)}; "
             "name them all, in the order of the file"
         )
-    model = ModelIdentity(path.name, "", "", len(per_language[0]), 0, 0, 0)
+    layers = [len(each) for each in per_language]
+    if len(set(layers)) > 1:
+        odd = next(place for place, count in enumerate(layers) if count != layers[0])
+        raise UserError(
+            f"{path} has {layers[0]} layers for {languages[0]} but {layers[odd]} for {languages[odd]}; expected the "
+            "masks of one model"
+        )
+    model = ModelIdentity(path.name, "", "", layers[0], 0, 0, 0)
     neurons = {
         language.glotcc: NeuronSet(dict(enumerate(layers)))
         for language, layers in zip(languages, per_language, strict=True)
     }
     return Subnetworks(model, list(neurons), neurons, None, None, None, path.name)
+
+
+def _indices(layer: object) -> Tensor:
+    """Returns the indices of one layer, int64 (neurons,).
+
+    Raises:
+        ValueError: They are none.
+    """
+    indices = torch.as_tensor(layer)
+    if not indices.numel():
+        return torch.empty(0, dtype=torch.int64)
+    if indices.ndim != 1 or indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"a layer is {describe(indices)}, expected whole numbers")
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= _MOST_NEURONS:
+        raise ValueError(f"a layer names neuron {low if low < 0 else high}, no FFN has it")
+    return indices.to(torch.int64)
 
 
 def read_subnetworks(path: Path, languages: str | None = None) -> Subnetworks:

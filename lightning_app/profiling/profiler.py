@@ -1,6 +1,6 @@
 """Counts the activations of a pool of languages into an atlas, on any number of processes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -8,7 +8,7 @@ from filelock import FileLock
 from datamodules.corpus import Corpus
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
-from lightning_app.languages import Language
+from lightning_app.languages import Language, find_language
 from lightning_app.model.base import Base
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
@@ -38,6 +38,7 @@ class Profiler:
     base: Base
     corpus: Corpus
     processes: Processes
+    _outdated: set[str] = field(default_factory=set, init=False)
 
     @property
     def block_size(self) -> int:
@@ -47,7 +48,7 @@ class Profiler:
     def count(self, pool: list[Language]) -> tuple[Atlas, Path]:
         """Returns an atlas that holds every language of ``pool``, and its file. Collective.
 
-        Languages that the atlas holds are not counted again.
+        Languages that the atlas holds are not counted again, unless their text is another one now.
 
         Raises:
             UserError: The atlas belongs to another model, or a language has no text.
@@ -62,6 +63,10 @@ class Profiler:
             atlas.require_settings(self.corpus.tokenizer_digest, block_size, path)
         else:
             atlas = Atlas(self.base.identity, self.corpus.tokenizer_digest, block_size)
+        for language in (outdated := _outdated(atlas, pool, self.corpus, self.settings)):
+            say(f"the text of {language} is not what atlas {path} counted: counting it again")
+            atlas.remove(language)
+        self._outdated = {language.glotcc for language in outdated}
         missing = [language for language in pool if language not in atlas]
         self.corpus.require_text(missing)
         say(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before")
@@ -117,7 +122,7 @@ class Profiler:
             until = {"rate": self.settings.rate, "quantile": self.settings.quantile}
             atlas.stability[count.language.glotcc] = {**until, "curve": curve}
         if self.processes.is_first:
-            _save_beside_others(atlas, path)
+            _save_beside_others(atlas, path, self._outdated)
         overlap = f", halves overlap by {count.curve[-1][1]:.3f}" if count.curve else ""
         speed = short(count.tokens_per_second)
         self.processes.say(f"profiling {count.language}: {short(count.tokens)} tokens, {speed} tok/s{overlap}")
@@ -168,17 +173,47 @@ def find_atlas(settings: ProfilingSettings, corpus: Corpus, identity: ModelIdent
     pattern = f"{identity.short_name}-{'?' * 8}-{_counted_id(settings, corpus, block_size)}.safetensors"
     found = sorted(corpus.atlases.glob(pattern), key=lambda path: path.stat().st_mtime)
     path = settings.atlas_path or (found[-1] if found else None)
-    return Atlas.load(path) if path is not None and path.exists() else None
+    if path is None or not path.exists():
+        return None
+    atlas = Atlas.load(path)
+    codes = [find_language(code) for code in atlas.counts]
+    for language in _outdated(atlas, codes, corpus, settings):
+        atlas.remove(language)
+    return atlas
 
 
-def _save_beside_others(atlas: Atlas, path: Path) -> None:
-    """Saves the atlas, keeping languages that another run has added to the file meanwhile."""
+def _outdated(atlas: Atlas, pool: list[Language], corpus: Corpus, settings: ProfilingSettings) -> list[Language]:
+    """Returns the languages whose counts are of other text than the corpus has.
+
+    An atlas that is named may hold counts from elsewhere: there only a language's own text speaks against them.
+
+    Raises:
+        UserError: A file of own text is not there.
+    """
+    outdated = []
+    for language in pool:
+        is_own = language.glotcc in corpus.files
+        if language not in atlas or (settings.atlas_path is not None and not is_own):
+            continue
+        try:
+            is_same = corpus.is_text_of(language, atlas.sources[language.glotcc])
+        except UserError:
+            if is_own:
+                raise
+            continue  # no text to count again: the counts are what there is
+        if not is_same:
+            outdated.append(language)
+    return outdated
+
+
+def _save_beside_others(atlas: Atlas, path: Path, outdated: set[str]) -> None:
+    """Saves the atlas, keeping languages that another run has added meanwhile, but no ``outdated`` counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             there = Atlas.load(path)
             there.model.require_same(atlas.model, "atlas", path)
-            for code in set(there.counts) - set(atlas.counts):
+            for code in set(there.counts) - set(atlas.counts) - outdated:
                 atlas.counts[code], atlas.tokens[code] = there.counts[code], there.tokens[code]
                 atlas.sources[code] = there.sources[code]
                 atlas.stability |= {code: there.stability[code]} if code in there.stability else {}

@@ -1,0 +1,146 @@
+"""The command line says in one line what it cannot use, and no user sees a traceback."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lightning_app.cli import command_line, main
+from lightning_app.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+
+def said(capsys, arguments, code=2):
+    """Runs the command line and returns the one line that it fails with."""
+    capsys.readouterr()
+    assert main(arguments) == code
+    (line,) = [line for line in capsys.readouterr().err.strip().split("\n") if "Warning" not in line]
+    assert line.startswith("neuroglot: error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"language: cy\nname: caf\xe9\n", "is not UTF-8: byte 0xe9 in line 2; save it as UTF-8"),
+        ("language: cy\n".encode("utf-16"), "is not UTF-8: byte 0xff in line 1"),
+        (b"- language\n- cy\n", "is a list; expected keys with values"),
+        (b"language\n", "is the text 'language'; expected keys with values"),
+        (b"", "is empty; expected keys"),
+        (b"# language: cy\n", "is empty; expected keys"),
+        (b"language: cy\nmodel:\n  lr: 1e-4\n  base: x\n  lr: 1e-5\n", "the key model.lr twice, in lines 3 and 5"),
+        (b"language: cy\ndata: {}\nlanguage: mt\n", "the key language twice, in lines 1 and 3"),
+        (b"language: cy\nmodel: null\n", "gives model as null, line 2"),
+        (b"language: cy\ndata:\n", "gives data as null, line 2"),
+        (b"model: []\n", "gives model as a list, line 1"),
+        (b"trainer: fast\n", "gives trainer as fast, line 1"),
+        (b"language: [cy\n", "is no YAML, line 2"),
+        (b"language: cy\n---\nlanguage: mt\n", "is no YAML, line 2"),
+        (b"a: &a [*a]\nlanguage: \x07\n", "is no YAML"),
+        (b"config: [a.yaml, b.yaml]\n", "inherits from a list, line 1"),
+        (b"config: it.yaml\n", "inherits from itself"),
+        (b"model:\n  lr: .nan\n", "--model.lr is nan; expected a finite number"),
+        (b"profiling:\n  rate: .inf\n", "--profiling.rate is inf; expected a finite number"),
+        (b"data:\n  mixture: {cy: 1, mt: .inf}\n", "--data.mixture is inf; expected a finite number"),
+    ],
+)
+def test_configurations_that_cannot_be_used(content, message, capsys, tmp_path):
+    (tmp_path / "it.yaml").write_bytes(content)
+    line = said(capsys, ["plan", "--config", str(tmp_path / "it.yaml")])
+    assert message in line
+    assert "it.yaml" in line or "finite" in line
+
+
+def test_what_a_configuration_inherits_is_looked_at(capsys, tmp_path):
+    (tmp_path / "base.yaml").write_text("language: cy\nlanguage: mt\n")
+    (tmp_path / "own.yaml").write_text("config: base.yaml\n")
+    assert "base.yaml has the key language twice" in said(capsys, ["plan", f"--config={tmp_path / 'own.yaml'}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--languag=cy"], r"languag.*did you mean 'language'"),
+        (["--languag", "cy"], r"languag.*did you mean 'language'"),
+        (["--data.token_bud=5"], "did you mean '(data.)?token_budget'"),
+        (["--language"], "^neuroglot: error: --language is without a value"),
+        (["--model.lr", "--language=cy"], "--model.lr is without a value"),
+        (["--config"], "--config is without a value"),
+        (["--config", "--language=cy"], "--config is without a value"),
+        (["--config", "."], r"--config \. is a folder"),
+        (["--config", "x" * 5000], "there is no configuration xxx"),
+        (["--config", '{"name": "a", "name": "b"}'], "--config has the key name twice"),
+        (["--model.lr=nan"], "--model.lr is nan; expected float"),
+        (["--model.lr=1e400"], "--model.lr is inf; expected a finite number"),
+        (["--model.lr=-.inf"], "--model.lr is -inf; expected a finite number"),
+        (["--model=null"], "model"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments, message, capsys):
+    assert re.search(message, said(capsys, ["plan", *arguments]))
+
+
+def test_every_shipped_configuration_passes_the_look():
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        from lightning_app.cli.configurations import check_file
+
+        check_file(path)
+
+
+def broken(error):
+    def verb(arguments, shows_all):
+        raise error
+
+    return {"plan": (command_line.VERBS["plan"][0], verb)}
+
+
+def test_an_unforeseen_error_is_one_line_and_debug_shows_it_whole(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "VERBS", broken(RuntimeError("shapes differ:\n  (2,) and (3,)")))
+    line = said(capsys, ["plan"], code=1)
+    assert line == (
+        "neuroglot: error: RuntimeError: shapes differ: (2,) and (3,); the same command with --debug shows where"
+    )
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["plan", "--debug"])
+    assert sys.argv[1:] == ["plan", "--debug"]
+    monkeypatch.setattr(command_line, "VERBS", broken(UserError("two\nlines")))
+    assert said(capsys, ["plan"]) == "neuroglot: error: two lines"
+
+
+def test_interrupts_are_not_errors(monkeypatch):
+    monkeypatch.setattr(command_line, "VERBS", broken(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        main(["plan"])
+
+
+def test_no_token_or_password_is_printed(capsys, monkeypatch):
+    token = "hf_" + "aB3" * 11
+    monkeypatch.setenv("HF_TOKEN", "own-secret-token")
+    message = f"token {token} and own-secret-token refused by http://me:pass@proxy:80"
+    for error, code in ((UserError(message), 2), (RuntimeError(message), 1)):
+        monkeypatch.setattr(command_line, "VERBS", broken(error))
+        line = said(capsys, ["plan"], code)
+        assert "token hf_*** and *** refused by http://***@proxy:80" in line
+
+
+def test_a_broken_pipe_of_another_process_is_an_error(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "VERBS", broken(BrokenPipeError(32, "Broken pipe")))
+    assert "BrokenPipeError" in said(capsys, ["plan"], code=1)
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["fit", "--help"], ["fit", "--config", "cy.yaml", "--print_config"]])
+def test_a_reader_that_leaves_early_ends_the_program_quietly(verb):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "main.py"), *verb]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
