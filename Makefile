@@ -4,9 +4,9 @@ BIN := .venv/bin
 METHODS := subnetwork,random,random_per_layer,gradient,ffn,full,last_layers,hft,ssu,lora,lora_all,lora_matched,dora,shira,ia3
 export PYTHONPATH :=
 
-.PHONY: demo demo-all test test-all lint bench bench-gpu clean
+.PHONY: demo demo-all test test-all keys audit torture faults lint bench bench-gpu clean
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch .venv/ready
@@ -30,11 +30,25 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+torture: .venv/ready
+	$(BIN)/python -m tests.torture --out docs/torture.json --page docs/torture.md
+
+faults: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile --faults docs/faults.md
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+keys: .venv/ready
+	$(BIN)/python -m lightning_app.cli.key_table
+
+audit:
+	test -x .venv/audit/bin/pip-audit || $(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7'
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json

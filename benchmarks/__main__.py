@@ -1,6 +1,7 @@
 """``python -m benchmarks``: measures, prints a table, writes JSON and draws how things scale."""
 
 import argparse
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -53,6 +54,7 @@ def measure(args: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     for suite in args.suites.split(","):
         print(f"measuring {suite}", flush=True)
+        gc.collect()  # the models of the suite before refer to themselves, and some have gigabytes of states
         if suite == "train_step":
             for setting in settings:
                 title = "train_step" if len(settings) == 1 else f"train_step {setting}"

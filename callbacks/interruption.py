@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback
 
-from callbacks.checkpoints import LastCheckpoint
+from callbacks.checkpoints import LastCheckpoint, is_validated_next
 from datamodules.glotcc import Batch
 from lightning_app.errors import Interrupted
 from lightning_app.training.module import SparseSubnetModule
@@ -32,7 +32,7 @@ class Interruption(Callback):
     def __init__(self, last: LastCheckpoint) -> None:
         self.last = last
         self._signal = 0
-        self._step = -1
+        self._step, self._is_validated = -1, False
         self._group: torch.distributed.ProcessGroup | None = None
 
     def on_sanity_check_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
@@ -54,10 +54,22 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Batch, batch: Batch, batch_idx: int
     ) -> None:
-        """Saves and ends, once a step is whole."""
+        """Saves and ends, once a step is whole; where it is to be validated, once that is done and saved."""
         if trainer.global_step == self._step or trainer.global_step >= trainer.length.steps:
             return
-        self._step = trainer.global_step
+        self._step, self._is_validated = trainer.global_step, is_validated_next(trainer, batch_idx)
+        if not self._is_validated:
+            self._end_if_asked(trainer)
+
+    def on_train_batch_start(
+        self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Ends after a validation; a run that went on from a save before it would leave it out."""
+        if self._is_validated:
+            self._is_validated = False
+            self._end_if_asked(trainer)
+
+    def _end_if_asked(self, trainer: NeuroglotTrainer) -> None:
         if number := self._signal_of_any():
             self.last.save(trainer)
             name, steps = signal.Signals(number).name, trainer.length.steps

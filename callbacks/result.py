@@ -5,7 +5,8 @@ import shutil
 from lightning.pytorch import Callback
 from safetensors import SafetensorError
 
-from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode
+from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode, sync
+from lightning_app.progress import ByteProgress, bytes_of, watched
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
@@ -30,9 +31,11 @@ class SaveResult(Callback):
         target = self.folder.result(kind)
         temporary = target.with_name(f".{target.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
+        size = sum(weight.nbytes for weight in pl_module.parameters()) if kind == "model" else 0
         try:
-            attached.save(temporary)
-            trainer.datamodule.tokenizer.save_pretrained(temporary)
+            with watched(ByteProgress(f"saving {target.name}/", size, is_brief=True), lambda: bytes_of(temporary)):
+                attached.save(temporary)
+                trainer.datamodule.tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if is_disk_full(error):
@@ -40,6 +43,9 @@ class SaveResult(Callback):
             raise
         for file in temporary.iterdir():
             file.chmod(ordinary_mode())
+            sync(file)  # a run whose record says complete has it after a power cut, too
+        sync(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
+        sync(target.parent)
         print(f"{kind}: {target}", flush=True)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from lightning_app.files import JSON, load_checkpoint
-from lightning_app.training.metrics import Losses
+from lightning_app.training.metrics import Errors, Losses, change_error
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 
@@ -17,11 +18,14 @@ class Retention(Callback):
     Attributes:
         before: Losses before training; they travel with every checkpoint.
         after: Losses of the newest validation.
+        errors: Standard errors of the changes between the two.
     """
 
     def __init__(self) -> None:
         self.before: Losses = {}
         self.after: Losses = {}
+        self.errors: Errors = {}
+        self._blocks: dict[str, Tensor] = {}  # nats of every block, of the first losses
         self._text: dict[str, str] = {}  # digest of the text that the first losses are of, by language
         self._text_now: dict[str, str] = {}
 
@@ -31,16 +35,21 @@ class Retention(Callback):
         retention = cls()
         if checkpoint is not None:
             states = load_checkpoint(checkpoint, is_mapped=True).get("callbacks", {})
-            retention.load_state_dict(states.get(retention.state_key, {"before": {}, "text": {}}))
+            if (state := states.get(retention.state_key)) is not None:
+                retention.load_state_dict(state)
         return retention
 
     def state_dict(self) -> JSON:
-        """Returns the losses before training, and of which text they are."""
-        return {"before": self.before, "text": self._text}
+        """Returns the losses before training and of the newest validation, and of which text the first are."""
+        newest = {"after": self.after, "errors": self.errors}
+        return {"before": self.before, "blocks": self._blocks, "text": self._text, **newest}
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Takes them over."""
         self.before, self._text = state_dict["before"], state_dict["text"]
+        self._blocks = state_dict.get("blocks", {})
+        # A run that has only its summary left to write knows no other.
+        self.after, self.errors = state_dict.get("after", {}), state_dict.get("errors", {})
 
     @property
     def baseline(self) -> Losses:
@@ -51,9 +60,16 @@ class Retention(Callback):
     def on_validation_epoch_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Takes the losses and logs the changes in nats per token; before the module begins anew."""
         losses, self._text_now = pl_module.losses_now(), trainer.datamodule.validation_id()
+        blocks = pl_module.losses.of_blocks(list(losses))
         if not self.before:
             self.before, self._text = losses, self._text_now
+            self._blocks = {code: nats_B for code, (nats_B, _) in blocks.items()}
         self.after = losses
+        self.errors = {
+            code: change_error(self._blocks[code], *blocks[code])
+            for code in blocks
+            if code in self._blocks and self._text.get(code) == self._text_now[code]
+        }
         changes = {code: loss - self.before.get(code, [loss])[0] for code, (loss, _) in losses.items()}
         logged = {f"val/change/{code}": torch.tensor(change, dtype=torch.float64) for code, change in changes.items()}
         pl_module.log_dict(logged)

@@ -19,7 +19,7 @@ from lightning_app import __version__
 from lightning_app.files import JSON, disk_full, is_disk_full, write_json, write_text
 from lightning_app.planning.memory import peak_gib
 from lightning_app.progress import duration, short
-from lightning_app.reports.tables import format_losses
+from lightning_app.reports.tables import LOSSES, format_losses
 from lightning_app.run import Run
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
@@ -46,8 +46,12 @@ class RunRecord(Callback):
         self._batches = 0
 
     def state_dict(self) -> JSON:
-        """Returns what a resumed run must still know: the losses at the best checkpoint and those not logged yet."""
-        return {"best": self._best, "loss_sum": float(self._loss_sum), "batches": self._batches}
+        """Returns what a resumed run must still know: the losses at the best checkpoint and those not logged yet.
+
+        And the settings that the run began with, which it goes on with and no others; see `lightning_app.resuming`.
+        """
+        own = {"best": self._best, "loss_sum": float(self._loss_sum), "batches": self._batches}
+        return {**own, "settings": self.run.settings}
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Takes it over."""
@@ -68,8 +72,10 @@ class RunRecord(Callback):
             if isinstance(logger, JSONLLogger):
                 logger.rewind(trainer.global_step)
                 if trainer.global_step == 0:
-                    before = self.retention.before.items()
-                    logger.log_metrics({f"val/loss/{code}": loss for code, (loss, _) in before}, 0)
+                    figures: dict[str, float] = {}
+                    for code, (loss, bits) in self.retention.before.items():
+                        figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
+                    logger.log_metrics(figures, 0)
 
     def on_train_batch_end(
         self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, outputs: Batch, batch: Batch, batch_idx: int
@@ -90,15 +96,15 @@ class RunRecord(Callback):
         """Remembers the losses of the best step."""
         loss = float(trainer.callback_metrics["val/loss"]) if "val/loss" in trainer.callback_metrics else math.inf
         if trainer.global_step > 0 and loss < self._best.get("loss", math.inf):
-            self._best = {"loss": loss, "step": trainer.global_step, "losses": self.retention.after}
-
-    def on_train_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Writes the summary; the run is complete when this is written."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.length.steps:
-            write_text(self.folder.summary, self._summary(trainer, pl_module))
+            losses, errors = self.retention.after, self.retention.errors
+            self._best = {"loss": loss, "step": trainer.global_step, "losses": losses, "errors": errors}
 
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Marks the run complete and says where its files are."""
+        """Writes the summary, marks the run complete and says where its files are.
+
+        In this order, and all of it here: what is written in `on_train_end` is left out by a run that was killed there
+        and has nothing left to train.
+        """
         if not trainer.is_global_zero:
             return
         if trainer.global_step < trainer.length.steps:
@@ -108,6 +114,7 @@ class RunRecord(Callback):
                 flush=True,
             )
             return
+        write_text(self.folder.summary, self._summary(trainer, pl_module))
         self._write_record(trainer, pl_module, "complete")
         best = self.folder.best_checkpoint()
         print(f"done: {self.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
@@ -126,6 +133,7 @@ class RunRecord(Callback):
             "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
             "flores": data.flores,
             "validation": data.validation_id(),
+            "length": {"steps": trainer.length.steps, "tokens": trainer.length.tokens},
             "processes": trainer.world_size,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
             "method": module.method.name,
@@ -137,6 +145,9 @@ class RunRecord(Callback):
         }
         if status == "complete":
             record["result"] = self._result(trainer, module)
+            own = module.method.result
+            results = [self.folder.result(own)] if own is not None and self.folder.result(own).is_dir() else []
+            record["files"] = [path.name for path in (self.folder.summary, *results)]
         write_json(self.folder.record_file, record)
 
     def _result(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> JSON:
@@ -167,7 +178,7 @@ class RunRecord(Callback):
             f"{module.attached.describe() if module.attached is not None else ''}",
             f"- {length.steps} steps, {short(length.tokens)} tokens, "
             f"{duration(time.time() - self._started)} since this process started",
-            f"- {self.throughput.summary(trainer)}",
+            *(f"- {speed}" for speed in [self.throughput.summary(trainer)] if speed),
             f"- best checkpoint: {best.name if best else 'none'}",
         ]
         if module.subnetworks is not None:
@@ -176,12 +187,13 @@ class RunRecord(Callback):
             lines.append(f"- neurons of the pool {' '.join(pool.pool)}{rate}")
         tables = []
         if self._best:
-            tables.append((f"at the best checkpoint, step {self._best['step']}", self._best["losses"]))
+            best_losses, errors = self._best["losses"], self._best["errors"]
+            tables.append((f"at the best checkpoint, step {self._best['step']}", best_losses, errors))
         if self._best.get("step") != step and self.retention.after:
-            tables.append((f"after the last step, {step}", self.retention.after))
-        for when, losses in tables:
-            lines += ["", f"FLORES dev {when} (nats per token, bits per byte), and the change:", ""]
-            lines += ["```", format_losses(losses, self.retention.before, targets), "```"]
+            tables.append((f"after the last step, {step}", self.retention.after, self.retention.errors))
+        for when, losses, errors in tables:
+            lines += ["", f"FLORES dev {when}, and the change; {LOSSES}:", ""]
+            lines += ["```", format_losses(losses, self.retention.before, targets, errors), "```"]
         return "\n".join([*lines, ""])
 
 

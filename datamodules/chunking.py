@@ -32,6 +32,9 @@ class Blocks(Protocol):
 
     def __getitem__(self, index: int) -> Tensor: ...
 
+    def documents(self, index: int) -> range:
+        """Returns which documents of the cache a sequence holds tokens of."""
+
 
 class PackedBlocks:
     """Full blocks of documents back to back, each between ``start`` and ``separator`` where they are given.
@@ -69,8 +72,8 @@ class PackedBlocks:
         first, stop = index * self.block_size, (index + 1) * self.block_size
         if not self._specials:
             return torch.from_numpy(self._tokens[first:stop].astype(np.int64))
-        # The documents that hold the block's first and last token: with special tokens none is empty in the stream.
-        low, high = np.searchsorted(self._ends, (first, stop - 1), side="right")
+        held = self.documents(index)
+        low, high = held[0], held[-1]
         ends = self._ends[low : high + 1] - first
         starts = np.concatenate(([self._ends[low - 1] - first if low else -first], ends[:-1]))
         block, is_text = np.empty(self.block_size, dtype=np.int64), np.ones(self.block_size, dtype=bool)
@@ -86,6 +89,12 @@ class PackedBlocks:
         text = first - skipped
         block[is_text] = self._tokens[text : text + int(is_text.sum())]
         return torch.from_numpy(block)
+
+    def documents(self, index: int) -> range:
+        """Returns the documents that a block holds tokens of; none is empty in the stream."""
+        first, stop = index * self.block_size, (index + 1) * self.block_size
+        low, high = np.searchsorted(self._ends, (first, stop - 1), side="right")
+        return range(int(low), int(high) + 1)
 
 
 def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths, specials: int = 1) -> int:

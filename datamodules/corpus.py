@@ -1,6 +1,6 @@
 """The corpus of a run: which text, whose tokenizer, and the cache that holds the tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import Blocks, Chunking, TrainingChunking, cut_blocks, usable_tokens
 from datamodules.paper import PaperChunks
+from datamodules.provenance import trace_documents
 from datamodules.shares import Share
 from datamodules.sources import HubSource, Identity, TextSource, open_source
 from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import start_token, train_tokenizer
 from lightning_app.errors import UserError
-from lightning_app.files import digest
+from lightning_app.files import JSON, digest
 from lightning_app.languages import Language
 from lightning_app.model.base import load_tokenizer
 
@@ -104,6 +105,14 @@ class Corpus:
         """Returns how much text of a language there is and how much is cached, without filling the cache."""
         return measure_supply(self.cache_dir / "tokens", self._source(language), language, self.tokenizer, wanted)
 
+    def sizes(self, language: Language) -> tuple[int, int]:
+        """Returns about how many bytes of text a language has, and how many are read over the network for them.
+
+        Raises:
+            UserError: There is no text of it, or it cannot be reached.
+        """
+        return self._source(language).sizes()
+
     def require_text(self, languages: list[Language]) -> None:
         """Raises `UserError` where there can be no text of a language, before any of it is read."""
         for language in languages:
@@ -153,6 +162,10 @@ class Corpus:
                 "ask for shorter sequences or give more text"
             )
         return (blocks[index] for index in range(len(blocks)))
+
+    def trace(self, language: Language, cache: TokenCache, numbers: Collection[int]) -> dict[int, JSON]:
+        """Returns what is known of documents by their number in the cache; see `trace_documents`."""
+        return trace_documents(self._source(language), cache, self.tokenizer, numbers)
 
     def _cut(self, chunking: Chunking, cache: TokenCache, budget: int, block_size: int) -> Blocks:
         if chunking == "paper":

@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.chunking import pad_batch
 from datamodules.flores import FloresBlock, Overlap, Split, is_at_hand, join_blocks, read_flores
 from datamodules.paper import paper_batches
 from lightning_app.errors import UserError
 from lightning_app.files import digest
 from lightning_app.languages import Language
+
+EvaluationLoader = DataLoader[Any]
+_NumberedBlock = tuple[int, FloresBlock]
 
 
 @dataclass
@@ -60,6 +67,34 @@ class EvaluationText:
         for language in languages:
             sentences = read_flores(self.flores, language, split, self.cache_dir, "keep")
             self.paper[language.glotcc] = paper_batches(sentences, tokenizer, block_size, batch_size)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all blocks."""
+        return sum(len(block.input_ids) for blocks in self.blocks.values() for block in blocks)
+
+    def loaders(
+        self, languages: list[Language], rank: int, processes: int, batch_size: int, padding: int
+    ) -> list[EvaluationLoader]:
+        """Returns a loader per language, of this process's part of the blocks: without padding the set to equal parts.
+
+        A batch has ``input_ids`` and ``labels``, (B, T), the numbers of its ``blocks``, (B,), and ``text_bytes``.
+        """
+
+        def collate(numbered: list[_NumberedBlock]) -> dict[str, Tensor]:
+            batch = pad_batch([block.input_ids for _, block in numbered], padding)
+            text_bytes = sum(block.text_bytes for _, block in numbered)
+            return {**batch, "blocks": torch.tensor([n for n, _ in numbered]), "text_bytes": torch.tensor(text_bytes)}
+
+        parts = [list(enumerate(self.blocks[language.glotcc]))[rank::processes] for language in languages]
+        return [
+            DataLoader(cast(Dataset[_NumberedBlock], part), batch_size=batch_size, collate_fn=collate) for part in parts
+        ]
+
+    def paper_loaders(self, languages: list[Language], rank: int, processes: int) -> list[EvaluationLoader]:
+        """Returns a loader per language, of this process's part of the paper's batches, whole ones."""
+        parts = [self.paper[language.glotcc][rank::processes] for language in languages]
+        return [DataLoader(cast(Dataset[Any], part), batch_size=None) for part in parts]
 
     def identity(self, languages: list[Language]) -> dict[str, str]:
         """Returns a digest of the blocks by short code: equal where two runs are measured on the same text."""

@@ -3,8 +3,10 @@
 Read from FLORES+ on the hub (gated), from the public FLORES-200 tarball, or from a local folder of either layout.
 """
 
+import contextlib
 import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -22,9 +24,11 @@ from datamodules.joining import join_sentences
 from datamodules.text_files import plain_line_ends
 from datamodules.tokenizers import start_token
 from lightning_app.errors import UserError
-from lightning_app.files import replacing
-from lightning_app.hub import download, hub_errors
+from lightning_app.files import one_line, replacing
+from lightning_app.hub import download, hub_errors, require_there
 from lightning_app.languages import Language
+from lightning_app.progress import held
+from lightning_app.run import is_first_process
 
 FLORES_PLUS = "openlanguagedata/flores_plus"
 TARBALL = "https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz"
@@ -33,6 +37,8 @@ Split = Literal["dev", "devtest"]
 Overlap = Literal["drop", "keep"]
 
 _BAD_ARCHIVE = (tarfile.TarError, EOFError, OSError, zlib.error)
+_SPLITS: tuple[Split, ...] = ("dev", "devtest")
+_TARBALL_ADVICE = "run the same command again with a network, or give --data.flores FOLDER"
 _ALTERNATIVES = "--data.flores tarball (FLORES-200, public) or --data.flores FOLDER"
 
 
@@ -76,8 +82,31 @@ def is_at_hand(source: str, language: Language, cache_dir: Path) -> bool:
         return (cache_dir / "flores" / url.rsplit("/", 1)[-1]).exists() or Path(url).expanduser().is_file()
     if Path(source).expanduser().is_dir():
         return True
-    files = [f"{split}/{language.code('flores_plus')}.parquet" for split in ("dev", "devtest")]
+    files = [f"{split}/{language.code('flores_plus')}.parquet" for split in _SPLITS]
     return all(isinstance(try_to_load_from_cache(source, file, repo_type="dataset"), str) for file in files)
+
+
+def look_at(source: str, language: Language, cache_dir: Path) -> None:
+    """Returns where a language's sentences can be had; of a hub and the web it asks, and downloads nothing.
+
+    Raises:
+        UserError: The source lacks the language, is gated, or cannot be reached.
+    """
+    if is_at_hand(source, language, cache_dir):
+        for split in _SPLITS:
+            _read_split(source, language, split, cache_dir)
+    elif source == "tarball" or source.endswith((".tar.gz", ".tgz")):
+        language.code("flores_200")
+        url = TARBALL if source == "tarball" else source
+        if "://" in url:
+            require_there(url, _TARBALL_ADVICE)
+        else:
+            _tarball(url, cache_dir)
+    else:
+        _require_repository(source)
+        for split in _SPLITS:
+            with _asked_for(source, language) as file:
+                get_hf_file_metadata(hf_hub_url(source, f"{split}/{file}", repo_type="dataset"))
 
 
 def _read_split(source: str, language: Language, split: Split, cache_dir: Path) -> list[str]:
@@ -86,22 +115,29 @@ def _read_split(source: str, language: Language, split: Split, cache_dir: Path) 
         return _read_folder(folder, language, split)
     if source == "tarball" or source.endswith((".tar.gz", ".tgz")):
         return _read_tarball(_tarball(source, cache_dir), language, split)
+    _require_repository(source)
+    with _asked_for(source, language) as file:
+        path = hf_hub_download(source, f"{split}/{file}", repo_type="dataset")
+    return _parquet_sentences(Path(path))
+
+
+def _require_repository(source: str) -> None:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise UserError(f"--data.flores {source} is neither a folder here nor a data set OWNER/NAME nor a .tar.gz")
-    return _read_hub(source, language, split)
 
 
-def _read_hub(repository: str, language: Language, split: Split) -> list[str]:
+@contextlib.contextmanager
+def _asked_for(repository: str, language: Language) -> Iterator[str]:
+    """Yields what a language's file is called in every split, and says in one line what the hub answers about it."""
     code = language.code("flores_plus")
     advice = f"run the same command again with a network, or give {_ALTERNATIVES}"
     with hub_errors(repository, advice, _ALTERNATIVES):
         try:
-            path = hf_hub_download(repository, f"{split}/{code}.parquet", repo_type="dataset")
+            yield f"{code}.parquet"
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
             raise _lacks(repository, language, code) from error
-    return _parquet_sentences(Path(path))
 
 
 def _read_folder(folder: Path, language: Language, split: Split) -> list[str]:
@@ -138,10 +174,10 @@ def _tarball(source: str, cache_dir: Path) -> Path:
         return path
     path = cache_dir / "flores" / url.rsplit("/", 1)[-1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with held(FileLock(path.with_suffix(".lock")), f"downloads {path.name}", is_first_process()):
         if not path.exists():
             with replacing(path) as temporary:
-                download(url, temporary, "run the same command again with a network, or give --data.flores FOLDER")
+                download(url, temporary, _TARBALL_ADVICE)
                 _require_whole(temporary, url)
     return path
 
@@ -158,7 +194,8 @@ def _require_whole(path: Path, url: str) -> None:
                 pass
     except _BAD_ARCHIVE as error:
         raise UserError(
-            f"what {url} sent is no readable .tar.gz ({error}); check the address, or give --data.flores FOLDER"
+            f"what {url} sent is no readable .tar.gz ({one_line(error)}); check the address, or give "
+            "--data.flores FOLDER"
         ) from error
 
 

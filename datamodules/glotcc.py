@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import TrainingChunking, pad_batch
 from datamodules.corpus import Corpus
-from datamodules.evaluation import EvaluationText
+from datamodules.evaluation import EvaluationLoader, EvaluationText
 from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
-from datamodules.shares import Share, beside_replay, read_replay, read_targets
+from datamodules.shares import Share, beside_replay, read_replay, read_targets, require_once
 from datamodules.token_cache import TokenCache
 from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
@@ -25,7 +25,6 @@ from lightning_app.files import JSON
 from lightning_app.languages import Language, find_language
 
 Batch = dict[str, Tensor]
-Item = TypeVar("Item")
 
 
 class GlotCCDataModule(LightningDataModule):
@@ -98,6 +97,8 @@ class GlotCCDataModule(LightningDataModule):
         self.targets = read_targets(language, mixture)
         self.replay = read_replay(replay, self.targets, is_mixture=bool(mixture))
         self.watched = [find_language(code) for code in watch]
+        require_once("--data.watch", self.watched)
+        require_once("--data.files", [find_language(code) for code in files or {}])
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
         _require_counts({**counts, "validation_batch_size": validation_batch_size})
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
@@ -109,8 +110,9 @@ class GlotCCDataModule(LightningDataModule):
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
         )
         self._consumed = self._batches_done = self._steps_done = 0
+        self._batches: ResumableBatches | None = None
         self._text = TrainingText(self.corpus, chunking, block_size)
-        self._evaluation = EvaluationText(flores, flores_overlap, Path(cache_dir))
+        self.evaluation_text = EvaluationText(flores, flores_overlap, Path(cache_dir))
 
     @property
     def shares(self) -> list[Share]:
@@ -135,7 +137,7 @@ class GlotCCDataModule(LightningDataModule):
     @property
     def evaluation(self) -> dict[str, list[FloresBlock]]:
         """The blocks that `setup` read, by GlotCC code."""
-        return self._evaluation.blocks
+        return self.evaluation_text.blocks
 
     @property
     def validation_languages(self) -> list[Language]:
@@ -150,7 +152,7 @@ class GlotCCDataModule(LightningDataModule):
     @property
     def flores_to_download(self) -> list[Language]:
         """Validation languages whose sentences are not on this machine yet."""
-        return self._evaluation.to_download(self.validation_languages)
+        return self.evaluation_text.to_download(self.validation_languages)
 
     @property
     def _running(self) -> Trainer:
@@ -201,13 +203,13 @@ class GlotCCDataModule(LightningDataModule):
     def _setup_evaluation(self, split: Split) -> None:
         if not self.validation_languages:
             raise UserError("no language to validate on: give --language (cy, say), --config cy.yaml or --data.watch")
-        text, tokenizer, size = self._evaluation, self.tokenizer, self.block_size
+        text, tokenizer, size = self.evaluation_text, self.tokenizer, self.block_size
         text.read_blocks(self.validation_languages, split, tokenizer, size)
         text.read_paper(self.paper_languages, split, tokenizer, size, self.batch_size)
 
     def validation_id(self) -> dict[str, str]:
         """Returns a digest of the evaluation blocks by language: equal where two runs are measured on the same text."""
-        return self._evaluation.identity(self.validation_languages)
+        return self.evaluation_text.identity(self.validation_languages)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Returns the loader of this process, from the first sequence that was not consumed yet."""
@@ -218,6 +220,7 @@ class GlotCCDataModule(LightningDataModule):
             order, self.batch_size, trainer.global_rank, trainer.world_size, self._consumed, self._batches_done
         )
         dataset: ConcatDataset[Tensor] = ConcatDataset(cast(list[Dataset[Tensor]], text.blocks))
+        self._batches = batches
         return DataLoader(
             dataset,
             batch_sampler=batches,
@@ -225,6 +228,15 @@ class GlotCCDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def trace(self, batches: Sequence[int]) -> list[JSON]:
+        """Returns the sequences of this process in batches, as the loop counts them: position, language, documents."""
+        order = self._batches
+        if order is None:
+            return []
+        positions = [position for batch in batches if batch >= 0 for position in order.positions(batch)]
+        traced = self._text.trace(order.order[positions].tolist())
+        return [{"position": position, **each} for position, each in zip(positions, traced, strict=True)]
 
     def _collate(self, sequences: list[Tensor]) -> Batch:
         return pad_batch(sequences, cast(int, self.tokenizer.eos_token_id))
@@ -255,36 +267,20 @@ class GlotCCDataModule(LightningDataModule):
     def _cache_id(self) -> list[object]:
         return [*self._text.identity(), self.seed]
 
-    def val_dataloader(self) -> list[DataLoader[FloresBlock] | DataLoader[Batch]]:
-        """Returns one loader per validation language, then one per language of the paper's loss.
-
-        They are sharded over processes without padding the set, those of the paper's loss by whole batches.
-        """
-        ours = [self._evaluation_loader(language) for language in self.validation_languages]
-        return [*ours, *(self._paper_loader(language) for language in self.paper_languages)]
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """Returns one loader per validation language, then one per language of the paper's loss."""
+        rank, processes = self._running.global_rank, self._running.world_size
+        text, padding = self.evaluation_text, cast(int, self.tokenizer.eos_token_id)
+        ours = text.loaders(self.validation_languages, rank, processes, self.validation_batch_size, padding)
+        return [*ours, *text.paper_loaders(self.paper_languages, rank, processes)]
 
     test_dataloader = val_dataloader  # over devtest
-
-    def _evaluation_loader(self, language: Language) -> DataLoader[FloresBlock]:
-        mine = cast(Dataset[FloresBlock], self._share_of(self.evaluation[language.glotcc]))
-        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self._collate_evaluation)
-
-    def _paper_loader(self, language: Language) -> DataLoader[Batch]:
-        mine = cast(Dataset[Batch], self._share_of(self._evaluation.paper[language.glotcc]))
-        return DataLoader(mine, batch_size=None)
-
-    def _share_of(self, items: list[Item]) -> list[Item]:
-        """Returns this process's part, without padding: it may be shorter than another's."""
-        return items[self._running.global_rank :: self._running.world_size]
-
-    def _collate_evaluation(self, blocks: list[FloresBlock]) -> Batch:
-        batch = self._collate([block.input_ids for block in blocks])
-        return {**batch, "text_bytes": torch.tensor(sum(block.text_bytes for block in blocks))}
 
     def predict_dataloader(self) -> DataLoader[str]:
         """Returns the prompts of ``predict``, one at a time."""
         prompts = read_prompts(self.prompts_file, self.target, self.flores, self.corpus.cache_dir)
-        return DataLoader(cast(Dataset[str], self._share_of(prompts)), batch_size=1)
+        mine = prompts[self._running.global_rank :: self._running.world_size]
+        return DataLoader(cast(Dataset[str], mine), batch_size=1)
 
 
 def _require_counts(counts: dict[str, int]) -> None:

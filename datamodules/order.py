@@ -127,6 +127,11 @@ class ResumableBatches:
         return self.batches_done + (len(self.order) - self.consumed) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.batches_done, len(self)):
+            yield self.order[self.positions(batch)].tolist()
+
+    def positions(self, batch: int) -> list[int]:
+        """Returns where in the order the sequences of a batch stand, the batches of a resumed loop counted on."""
         step = self.batch_size * self.world_size
-        for start in range(self.consumed, len(self.order) - step + 1, step):
-            yield self.order[start + self.rank : start + step : self.world_size].tolist()
+        start = self.consumed + (batch - self.batches_done) * step
+        return list(range(start + self.rank, start + step, self.world_size))

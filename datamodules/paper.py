@@ -47,7 +47,7 @@ class PaperChunks:
         starts, sizes = _cut((ends - lengths)[kept], lengths[kept], block_size)
         self.available = int(sizes.sum())
         taken = int(np.searchsorted(sizes.cumsum(), budget)) + 1 if budget > 0 else 0
-        self._starts, self._sizes = starts[:taken], sizes[:taken]
+        self._starts, self._sizes, self._ends = starts[:taken], sizes[:taken], ends
         self.tokens = int(self._sizes.sum())
 
     def __len__(self) -> int:
@@ -62,6 +62,11 @@ class PaperChunks:
         text = self._tokenizer.decode(piece, skip_special_tokens=True)
         ids = self._tokenizer(text, truncation=True, max_length=self.block_size, verbose=False)["input_ids"]
         return torch.tensor(ids, dtype=torch.int64)
+
+    def documents(self, index: int) -> range:
+        """Returns the document that a chunk is of."""
+        document = int(np.searchsorted(self._ends, self._starts[index], side="right"))
+        return range(document, document + 1)
 
     def _is_brief(self, starts: Lengths, lengths: Lengths) -> NDArray[np.bool_]:
         """Tells which documents long enough in tokens have fewer than 50 characters between blanks, bool (documents,).

@@ -1,5 +1,6 @@
 """Which languages the training text is in, and in what parts: targets to adapt to, and replay of others beside them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -33,7 +34,16 @@ def read_targets(language: str | None, mixture: dict[str, float] | None) -> list
             f"{mixture} and language {language or 'none'}"
         )
     total = sum(mixture.values())
-    return [Share(find_language(code), share / total) for code, share in mixture.items()]
+    shares = [Share(find_language(code), share / total) for code, share in mixture.items()]
+    require_once("--data.mixture", [share.language for share in shares])
+    return shares
+
+
+def require_once(key: str, languages: Sequence[Language]) -> None:
+    """Raises `UserError` where a list of languages names one twice, under whatever names."""
+    for language in languages:
+        if languages.count(language) > 1:
+            raise UserError(f"{key} names {language} twice; name each language once")
 
 
 def read_replay(replay: dict[str, float] | None, targets: list[Share], is_mixture: bool) -> list[Share]:

@@ -7,13 +7,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import IterableDataset, load_dataset
-from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -30,6 +28,9 @@ from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest
 from lightning_app.hub import UnreachableError, has_given_up, hub_errors, hub_host, wait_and_say
 from lightning_app.languages import Language
+
+if TYPE_CHECKING:  # a second of imports, for a stream that a cache spares
+    from datasets import IterableDataset
 
 _BATCH = 256
 _REOPENINGS = 3
@@ -147,7 +148,10 @@ class HubSource:
             "check the code, or give your own text with --data.files"
         )
 
-    def _stream(self) -> IterableDataset:
+    def _stream(self) -> "IterableDataset":
+        from datasets import load_dataset
+        from datasets.exceptions import DataFilesNotFoundError
+
         with hub_errors(self.repository, "run the same command again once it can be reached"):
             try:
                 stream = load_dataset(
@@ -217,7 +221,8 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
     folder = Path(source).expanduser()
     if not os.path.isdir(folder):
         if source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UserError(f"--data.source {source} is neither a folder here nor a data set OWNER/NAME on the hub")
+            shown = source if len(source) < 200 else f"{source[:200]}..."
+            raise UserError(f"--data.source {shown} is neither a folder here nor a data set OWNER/NAME on the hub")
         return HubSource(source, language, revision)
     root = next((r for r in (folder, folder / "cis-lmu" / "GlotCC-V1") if (r / "v1.0").is_dir()), folder)
     shards = sorted((root / "v1.0" / language.glotcc).glob("*.parquet"), key=_shard_number)

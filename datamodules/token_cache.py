@@ -45,10 +45,12 @@ from datamodules.sources import Identity, TextSource
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest, disk_full, is_disk_full
 from lightning_app.hub import UnreachableError
-from lightning_app.progress import TokenProgress
+from lightning_app.progress import TokenProgress, held
+from lightning_app.run import is_first_process
 
 _COMMIT_EVERY_S = 5.0
-_REAL = {"special_tokens": "real"}  # in the key of a cache where they are not text
+REAL = {"special_tokens": "real"}
+"""In the key of a cache where special tokens that a document spells are real ones."""
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -86,7 +88,7 @@ def fill(
     Raises `UserError` for no text at all, no network and nothing cached, a full disk, a read-only cache that is too
     small, or bad text.
     """
-    made = {"tokenizer": tokenizer_id(tokenizer), **({} if is_text else _REAL)}
+    made = {"tokenizer": tokenizer_id(tokenizer), **({} if is_text else REAL)}
     try:
         key = {**source.identity(), **made}
     except UnreachableError as error:
@@ -174,7 +176,7 @@ class _Filler:
             return self._commit(manifest, tokens_file, ends_file)
 
     def _encode(self, documents: list[str]) -> list[NDArray[np.uint32]]:
-        is_text = not _REAL.items() <= self.cache.manifest["key"].items()
+        is_text = not REAL.items() <= self.cache.manifest["key"].items()
         encoded = encode_documents(self.tokenizer, documents, is_text)
         return [np.array(ids, dtype=TOKEN) for ids in encoded if ids]
 
@@ -207,18 +209,16 @@ def _kept_whole(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[bool]:
     """Makes and locks a cache; yields whether that could be done: a read-only one has no room for a lock."""
     lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full(folder) from error
-        if error.errno not in _UNWRITABLE:
-            raise
-    try:
+    with contextlib.ExitStack() as holding:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            holding.enter_context(held(lock, f"fills token cache {folder}", is_first_process()))
+        except OSError as error:
+            if is_disk_full(error):
+                raise disk_full(folder) from error
+            if error.errno not in _UNWRITABLE:
+                raise
         yield lock.is_locked
-    finally:
-        lock.release()
 
 
 def _open(folder: Path, key: Identity, tokenizer: PreTrainedTokenizerBase) -> TokenCache:
@@ -283,5 +283,5 @@ def _of_any_revision(root: Path, wanted: Identity) -> Iterator[TokenCache]:
     for path in sorted(root.glob(f"*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True):
         with contextlib.suppress(DamagedCacheError):
             manifest = read_manifest(path.parent, wanted)
-            if manifest is not None and (_REAL.items() <= manifest["key"].items()) == (_REAL.items() <= wanted.items()):
+            if manifest is not None and (REAL.items() <= manifest["key"].items()) == (REAL.items() <= wanted.items()):
                 yield TokenCache(path.parent, manifest)

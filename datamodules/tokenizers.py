@@ -11,6 +11,8 @@ from datamodules.sources import TextSource
 from lightning_app.errors import UserError
 from lightning_app.files import digest
 from lightning_app.model.base import load_tokenizer
+from lightning_app.progress import ByteProgress, held
+from lightning_app.run import is_first_process
 
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_BYTES = 20_000_000
@@ -38,7 +40,7 @@ def train_tokenizer(
     key = digest([[source.identity(), share] for source, share in sources], vocab_size)
     folder = cache_dir / "tokenizers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with held(FileLock(folder.with_suffix(".lock")), "trains the tokenizer", is_first_process()):
         if not (folder / "tokenizer.json").exists():
             backend = Tokenizer(models.BPE())
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -61,13 +63,17 @@ def train_tokenizer(
 
 def _sample(sources: list[tuple[TextSource, float]]) -> Iterator[str]:
     total = sum(share for _, share in sources)
-    for source, share in sources:
-        left = _SAMPLE_BYTES * share / total
-        batches = source.batches(None)
-        for documents, _ in batches:
-            for document in documents:
-                left -= len(document.encode())
-                yield document
-            if left <= 0:
-                break
-        getattr(batches, "close", lambda: None)()
+    with ByteProgress("reading text for a tokenizer", _SAMPLE_BYTES, is_brief=True) as progress:
+        for source, share in sources:
+            left = _SAMPLE_BYTES * share / total
+            batches = source.batches(None)
+            for documents, _ in batches:
+                size = 0
+                for document in documents:
+                    size += len(document.encode())
+                    yield document
+                progress.advance(size)
+                left -= size
+                if left <= 0:
+                    break
+            getattr(batches, "close", lambda: None)()

@@ -1,13 +1,17 @@
 """What a run trains on: blocks of every language, and how many of each."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from datamodules.chunking import Blocks, TrainingChunking
 from datamodules.corpus import Corpus
 from datamodules.shares import Share
 from datamodules.token_cache import TokenCache
 from lightning_app.errors import UserError
-from lightning_app.languages import Language
+from lightning_app.files import JSON
+from lightning_app.languages import Language, find_language
 from lightning_app.progress import short
 
 
@@ -59,7 +63,7 @@ class TrainingText:
         if blocks.available < budget:
             self.notes.append(
                 f"{language} has {short(blocks.available)} tokens of text, less than the budget of "
-                f"{short(budget)}: training on {short(tokens)} tokens"
+                f"{short(budget)}: training on {short(tokens)} tokens{_passes(sequences, blocks)}"
             )
         self.wanted.append(sequences)
         return budget if sequences == full else tokens
@@ -74,7 +78,7 @@ class TrainingText:
         if sequences > len(blocks):
             self.notes.append(
                 f"{language} has {short(blocks.available)} tokens of text for a replay of {short(budget)}: "
-                f"it is passed {sequences / len(blocks):.1f} times"
+                f"it is passed over {sequences / len(blocks):.1f} times"
             )
         self.wanted.append(sequences)
 
@@ -88,6 +92,26 @@ class TrainingText:
         self.caches[language.glotcc] = cache
         self.blocks.append(blocks)
         return blocks
+
+    def trace(self, places: Sequence[int]) -> list[JSON]:
+        """Returns the language, the block and the documents of sequences, by their places in the joined blocks."""
+        languages = [find_language(code) for code in self.caches]
+        ends = list(accumulate(len(blocks) for blocks in self.blocks))
+        found = [(bisect_right(ends, place), place) for place in places]
+        traced: list[JSON] = []
+        held: dict[int, set[int]] = {}
+        for which, place in found:
+            block = place - (ends[which] - len(self.blocks[which]))
+            documents = self.blocks[which].documents(block)
+            held.setdefault(which, set()).update(documents)
+            traced.append({"language": languages[which].glotcc, "block": block, "documents": list(documents)})
+        known = {
+            which: self.corpus.trace(languages[which], self.caches[languages[which].glotcc], numbers)
+            for which, numbers in held.items()
+        }
+        for (which, _), sequence in zip(found, traced, strict=True):
+            sequence["documents"] = [known[which][number] for number in sequence["documents"]]
+        return traced
 
     @property
     def sequences(self) -> int:
@@ -104,6 +128,11 @@ class TrainingText:
         """Returns what decides which tokens a position in the order means, but for the seed, as plain data."""
         start = [] if self.corpus.start_token is None else [self.corpus.start_token]
         return [[cache.id for cache in self.caches.values()], self.wanted, self.chunking, self.block_size, *start]
+
+
+def _passes(sequences: int, blocks: Blocks) -> str:
+    """Returns how often each of the blocks is read, where that is more than once."""
+    return f", which passes over the text {sequences / len(blocks):.1f} times" if sequences > len(blocks) else ""
 
 
 def _sequences(blocks: Blocks, budget: int) -> int:

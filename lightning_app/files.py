@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: written beside their target, synced and renamed."""
+"""Files that are either whole or not there: written beside their target, synced and renamed.
+
+torch is imported where tensors are read or written, so that who reads plain data does not wait for it.
+"""
 
 import contextlib
 import errno
@@ -6,29 +9,33 @@ import hashlib
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import struct
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON = dict[str, Any]
 """A JSON object: plain data whose values only its reader knows."""
 
 _TEMPORARY = ".partial"
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # in names, because a folder may be shared
 
 UNREADABLE = (
     SafetensorError, pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError, ValueError, TypeError,
-    LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, MemoryError,
+    LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 """What readers of safetensors, pickles and JSON raise on bytes that are none."""
 
@@ -60,9 +67,9 @@ def ordinary_mode() -> int:
     return 0o666 & ~umask
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Makes what a file holds, or the renames inside a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -77,20 +84,48 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: The disk is full. ``path`` is as it was and the temporary file is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    stem = f".{path.name}.{_HOST}."
+    _sweep_leftovers(path.parent, stem)
+    temporary = path.with_name(f"{stem}{os.getpid()}{_TEMPORARY}")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.chmod(ordinary_mode())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
         if is_disk_full(error):
             raise disk_full(path) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep_leftovers(folder: Path, stem: str) -> None:
+    """Removes temporary files that begin with ``stem``, whose host is this one, of processes that were killed."""
+    for leftover in os.scandir(folder):
+        number = leftover.name.removeprefix(stem).removesuffix(_TEMPORARY)
+        if leftover.name == f"{stem}{number}{_TEMPORARY}" and number.isdigit() and not is_running(int(number)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(leftover.path)
+
+
+def is_running(process: int) -> bool:
+    """Tells whether a process of this host lives."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def require_folder(path: Path, key: str) -> None:
+    """Raises `UserError` where ``path``, which a key names, is no folder and none can be made there."""
+    there = next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UserError(f"{key} is {path}, but {there} is no folder; name another one")
 
 
 def sweep_temporary_files(folder: Path) -> None:
@@ -135,14 +170,16 @@ def one_line(error: BaseException) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object], kind: str) -> None:
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, object], kind: str) -> None:
     """Writes a safetensors file whose header says what it is (``kind``) and carries ``metadata`` as JSON."""
+    from safetensors.torch import save_file
+
     header = {"neuroglot": kind, "metadata": json.dumps(dict(metadata), sort_keys=True)}
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], JSON]:
+def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], JSON]":
     """Returns the tensors and the metadata of a file written by `save_tensors`.
 
     Raises:
@@ -169,6 +206,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], JSON]:
 
 def save_checkpoint(path: Path, checkpoint: JSON) -> None:
     """Writes a checkpoint, atomically: a killed save leaves the previous file whole."""
+    import torch
+
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(checkpoint, file)
 
@@ -181,8 +220,11 @@ def load_checkpoint(path: Path, is_mapped: bool = False) -> JSON:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}; check --ckpt_path or --resume")
+    import torch
+
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+        _require_as_written(path)
     except UNREADABLE as error:
         if refused := refused_object(error):
             raise UserError(
@@ -198,6 +240,22 @@ def load_checkpoint(path: Path, is_mapped: bool = False) -> JSON:
     return checkpoint
 
 
+_as_written: set[tuple[Path, int, int, int]] = set()
+"""Checkpoints that this process has found whole: each is read through once, not whenever it is opened."""
+
+
+def _require_as_written(path: Path) -> None:
+    """Raises `ValueError` where a byte of a checkpoint changed; torch writes checksums, but does not look at them."""
+    found = path.stat()
+    state = path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns
+    if state in _as_written or not zipfile.is_zipfile(path):
+        return  # of the older form there are no checksums
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged.rpartition('/')[2]} in it is not what was written: the checksum differs")
+    _as_written.add(state)
+
+
 def refused_object(error: BaseException) -> str | None:
     """Returns the name of what torch refused to unpickle because it could run code; None for any other error."""
     found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global) ([\w.]+)", str(error))
@@ -206,9 +264,9 @@ def refused_object(error: BaseException) -> str | None:
 
 def digest(*parts: object) -> str:
     """Returns a 16-digit SHA-256 over ``parts`` (tensors by their bytes, the rest as JSON)."""
-    sha = hashlib.sha256()
+    sha, torch = hashlib.sha256(), sys.modules.get("torch")  # without it nothing is a tensor
     for part in parts:
-        if isinstance(part, Tensor):
+        if torch is not None and isinstance(part, torch.Tensor):
             sha.update(part.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             sha.update(json.dumps(part, sort_keys=True).encode())

@@ -1,6 +1,7 @@
 """The run folder: one folder per configuration, so that the same command goes on where it stopped."""
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -8,21 +9,21 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, digest
+from lightning_app.files import JSON, digest, is_running
 from lightning_app.identity import short_name
+from lightning_app.peers import with_cleanup
 
 _PLACE_KEYS = {"data": ("cache_dir", "num_workers", "prompts", "validation_batch_size"), "model": ("subnetwork",)}
 _TRAINER_KEYS = (
     "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "max_steps",
     "validate_every", "limit_train_batches", "limit_val_batches", "fast_dev_run",
 )  # fmt: skip
-_FOLDER_FROM_LAUNCHER = "NEUROGLOT_RUN_FOLDER"
 
 
 class RunFolder:
@@ -37,8 +38,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # best-step...-loss....ckpt and last.ckpt
         self.last_checkpoint = self.checkpoints / "last.ckpt"  # what a killed run goes on from
         self.summary = path / "summary.md"  # what changed
+        self.diverged = path / "diverged.json"  # what was being read where a run diverged
         self.scaled = path / "scaled.json"  # losses of the best checkpoint with its change at other scales
         self.log = path / "log.txt"  # what a run that a comparison started has said
+        self.given_config = path / "configuration.yaml"  # what a comparison gave it to run
         self.predictions = path / "predictions.jsonl"  # what predict continued
 
     def __str__(self) -> str:
@@ -68,10 +71,20 @@ class RunFolder:
             )
         return max(folders, key=lambda folder: folder.record_file.stat().st_mtime)
 
+    def has_begun(self) -> bool:
+        """Tells whether the folder is one of a run, however little of it was written."""
+        marks = (self.config, self.record_file, self.metrics, self.given_config, self.checkpoints)
+        return any(mark.exists() for mark in (*marks, self.path / "tensorboard"))
+
     def best_checkpoint(self) -> Path | None:
         """Returns the best checkpoint: the newest, because one is only written where it is better than all before."""
         found = [(path.stat().st_mtime_ns, path) for path in self.checkpoints.glob("best-*.ckpt")]
         return max(found)[1] if found else None
+
+    def checkpoints_by_age(self) -> list[Path]:
+        """Returns the checkpoints that a run can go on from: the last one, then the best, if it has them."""
+        best = self.best_checkpoint()
+        return [path for path in (self.last_checkpoint, best) if path is not None and path.is_file()]
 
     def record(self) -> JSON:
         """Returns what run.json says; nothing where there is none.
@@ -100,12 +113,16 @@ class Run:
         configuration: Digest of everything that decides the result.
         checkpoint: What to go on from, or None.
         is_complete: Whether there is nothing left to do.
+        notes: Lines for people on how it goes on.
+        settings: The keys that decide the result, as ``model.lr``; a checkpoint says with which it was made.
     """
 
     folder: RunFolder
     configuration: str
     checkpoint: Path | None = None
     is_complete: bool = False
+    notes: tuple[str, ...] = ()
+    settings: JSON = field(default_factory=dict)
 
     @property
     def subnetworks(self) -> str | None:
@@ -128,8 +145,7 @@ def occupied(folder: RunFolder) -> Iterator[None]:
     Raises:
         UserError: Another process has it; it is named with its host and since when.
     """
-    # Beside the folder, which belongs to the run alone and need not exist yet.
-    held = folder.path.with_name(f".{folder.path.name}.running")
+    held = _note(folder)
     held.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(held.with_suffix(".lock"))
     try:
@@ -138,15 +154,48 @@ def occupied(folder: RunFolder) -> Iterator[None]:
         by = held.read_text(encoding="utf-8") if held.is_file() else "another process"
         raise UserError(f"{folder} is being trained already, by {by}; wait for it, or choose another --name") from error
     is_new = not folder.path.exists()
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        held.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
-        yield
-    finally:
+
+    def let_go() -> None:
         if is_new and not folder.config.is_file():
             shutil.rmtree(folder.path, ignore_errors=True)
         held.unlink(missing_ok=True)
         lock.release()
+
+    with with_cleanup(let_go):
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        held.write_text(f"process {os.getpid()} on {platform.node()} since {since}", encoding="utf-8")
+        yield
+
+
+def _note(folder: RunFolder) -> Path:
+    """Returns the file that says who trains a run: beside its folder, which is the run's alone and may not exist."""
+    return folder.path.with_name(f".{folder.path.name}.running")
+
+
+def occupant(folder: RunFolder) -> str | None:
+    """Returns which process trains a run now, on which host and since when; None where none does."""
+    note = _note(folder)
+    try:
+        said = " ".join(note.read_text(encoding="utf-8", errors="replace").split())
+        lock = note.with_suffix(".lock").open("rb")  # for reading only: the folder may be somebody else's
+    except OSError:
+        return None
+    with lock:
+        known = re.match(r"process (\d+) on (.+) since ", said)
+        if known and known[2] == platform.node() and not is_running(int(known[1])):
+            return None  # it was killed
+        try:
+            # Held for a moment, and only where a process of that number lives or its host is another one.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return said  # held, or on a file system without locks, where the note is all there is
+    return None
+
+
+def occupied_folders(root: Path) -> list[Path]:
+    """Returns the folders under ``root`` of runs that were begun and have written nothing yet, or were killed then."""
+    notes = [note.name.removeprefix(".").removesuffix(".running") for note in root.glob(".*.running")]
+    return [root / name for name in notes if not (root / name).exists()]
 
 
 def configuration_digest(config: JSON) -> str:
@@ -155,6 +204,18 @@ def configuration_digest(config: JSON) -> str:
     Keys that are off (false, null, 0, empty) are left out, so that a key which a later version adds, off, finds the
     runs of an earlier one.
     """
+    return digest(_deciding(config))
+
+
+def deciding_settings(config: JSON) -> JSON:
+    """Returns the keys that the digest is over, as ``model.lr``."""
+    flat: JSON = {}
+    for key, value in _deciding(config).items():
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _deciding(config: JSON) -> JSON:
     parts: JSON = {"seed": config.get("seed_everything"), "language": config.get("language")}
     for group in ("model", "data", "profiling"):
         places = _PLACE_KEYS.get(group, ())
@@ -162,45 +223,7 @@ def configuration_digest(config: JSON) -> str:
     if config["model"].get("subnetwork"):
         parts["subnetwork"] = str(config["model"]["subnetwork"])
     parts["trainer"] = {key: config["trainer"].get(key) for key in _TRAINER_KEYS if config["trainer"].get(key)}
-    return digest(parts)
-
-
-def choose_run(root: Path, name: str, configuration: str, resume: str, is_named: bool) -> Run:
-    """Returns the folder of a run and what it goes on from.
-
-    Args:
-        root: Folder of all runs.
-        name: Folder name, from the configuration or the user.
-        configuration: Digest of the configuration.
-        resume: ``auto`` goes on where there is a checkpoint, ``never`` starts anew in a new folder, a path goes on
-            from that checkpoint.
-        is_named: Whether the user gave the name; otherwise the digest is part of it.
-
-    Raises:
-        UserError: The named folder holds a run with another configuration, or the checkpoint is missing.
-    """
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise UserError(f"--name is '{name}'; expected the name of a folder in {root}, without / in it; see --run_dir")
-    path = root / (name if is_named else f"{name}-{configuration[:6]}")
-    if resume == "never":
-        path = _fresh(path)
-        if "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-            resume = "auto"  # the scheduler started this job again: its own run goes on
-    folder = RunFolder(path)
-    if resume == "never":
-        return Run(folder, configuration)
-    last, record = folder.last_checkpoint, folder.record()
-    if last.is_file() and record and record["configuration"] != configuration:
-        raise UserError(
-            f"{folder} holds a run with another configuration ({folder.config}); choose another --name, "
-            "or --resume never to start anew beside it"
-        )
-    if resume == "auto":
-        is_complete = last.is_file() and record.get("status") == "complete"
-        return Run(folder, configuration, last if last.is_file() else None, is_complete)
-    if not Path(resume).is_file():
-        raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")
-    return Run(folder, configuration, Path(resume))
+    return parts
 
 
 def _read_json(path: Path) -> JSON:
@@ -208,19 +231,6 @@ def _read_json(path: Path) -> JSON:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, or choose another --name") from error
-
-
-def _fresh(folder: Path) -> Path:
-    """Returns the folder, or the first numbered one beside it that does not exist; the same on all processes."""
-    if _FOLDER_FROM_LAUNCHER in os.environ:
-        return Path(os.environ[_FOLDER_FROM_LAUNCHER])
-    if (step := os.environ.get("SLURM_STEP_ID")) is not None:  # by srun; no look at the disk, where tasks may differ
-        return folder.with_name(f"{folder.name}-job{os.environ['SLURM_JOB_ID']}" + (f".{step}" if step != "0" else ""))
-    number, fresh = 2, folder
-    while fresh.exists():
-        fresh, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    os.environ[_FOLDER_FROM_LAUNCHER] = str(fresh)  # processes that Lightning launches later inherit it
-    return fresh
 
 
 def run_name(config: JSON) -> str:

@@ -25,6 +25,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 
 from datamodules.invented import write_hub  # noqa: E402
 from lightning_app.model.base import read_architecture  # noqa: E402
+from tests.examined import doctor  # noqa: E402, F401 - a fixture
+from tests.fake_hub import server  # noqa: E402, F401 - a fixture
+from tests.faults import (  # noqa: E402, F401 - hooks and a fixture
+    _fault_under_test,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 
 SHARED = Path(os.environ.get("NEUROGLOT_SHARED", ROOT.parent / "shared"))
 LANGUAGES = ["qaa-Latn", "qab-Latn", "qac-Latn", "qad-Cyrl", "qae-Cyrl", "qaf-Grek", "qag-Geor", "qah-Deva"]
@@ -63,6 +71,12 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int 
         if name.endswith("bias"):
             torch.nn.init.normal_(weight, std=0.2)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def keep_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line changes sys.argv for the processes that a launcher starts."""
+    monkeypatch.setattr(sys, "argv", ["main.py"])
 
 
 @pytest.fixture(scope="session")

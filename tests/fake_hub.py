@@ -1,12 +1,24 @@
 """A hub that serves what a test gives it, and fails as the test says."""
 
 import hashlib
+import io
 import json
 import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import close_session, constants
+
+from lightning_app.hub import client
+from lightning_app.languages import find_language
+
+WELSH = find_language("cy")
+CORPUS = "owner/corpus"
 
 
 class Hub(ThreadingHTTPServer):
@@ -133,3 +145,50 @@ class Answer(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             return None
         return self.reply(code, content, **headers)
+
+
+def shard(documents):
+    content = io.BytesIO()
+    pq.write_table(pa.table({"content": documents, "other": ["x" * 50] * len(documents)}), content, row_group_size=40)
+    return content.getvalue()
+
+
+def ask_hub(address, monkeypatch, folder):
+    """Lets the real clients of this process ask a hub at an address, with nothing cached."""
+    for module in ("datasets.config.HF_ENDPOINT", "huggingface_hub.constants.ENDPOINT"):
+        monkeypatch.setattr(module, address)
+    url = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+    monkeypatch.setattr(client._PatientClient, "given_up", {})
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    close_session()
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A hub that the real clients ask, with a data set in GlotCC's layout; waits are noted, not waited."""
+    hub = Hub()
+    documents = [f"dogfen {i}: bore da,\r\nsut wyt ti {i * i}?" for i in range(200)]
+    for index in range(2):
+        name = f"datasets/{CORPUS}/v1.0/cym-Latn/cym-Latn_{index}.parquet"
+        hub.files[name] = shard(documents[index * 100 : (index + 1) * 100])
+    card = "---\nconfigs:\n- config_name: cym-Latn\n  data_files: v1.0/cym-Latn/*.parquet\n---\n"
+    hub.files[f"datasets/{CORPUS}/README.md"] = card.encode()
+    hub.documents = [document.replace("\r\n", "\n") for document in documents]
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    ask_hub(hub.url, monkeypatch, tmp_path)
+    hub.waits = []
+    monkeypatch.setattr(client.time, "sleep", hub.waits.append)
+    yield hub
+    hub.released.set()
+    hub.shutdown()
+    hub.server_close()
+    close_session()
+
+
+def read(source, position=None):
+    return [document for documents, _ in source.batches(position) for document in documents]

@@ -17,12 +17,8 @@ from lightning_app.cli import main
 from lightning_app.files import load_checkpoint
 from lightning_app.run import RunFolder
 from tests.conftest import ROOT
+from tests.faults import fault, note, refused
 from tests.test_every_method import same, state
-
-
-@pytest.fixture(autouse=True)
-def keep_argv(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
 
 
 def start(arguments):
@@ -31,14 +27,8 @@ def start(arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
-def refused(capsys, arguments, pattern):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert re.search(pattern, error), error
-    assert len(error.split("\n")) == 1
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@fault("signal {number} in training")
 def test_a_signal_in_training_saves_says_so_and_gives_its_exit_code(workplace, number):
     keys = {"data__token_budget": 49152, "trainer__validate_every": 1000, "trainer__log_every_n_steps": 1}
     command = workplace.adapt(f"signals/{number.name}", **keys)
@@ -55,6 +45,7 @@ def test_a_signal_in_training_saves_says_so_and_gives_its_exit_code(workplace, n
     output = "".join([*lines, *process.stdout])
     assert process.wait() == 128 + number
     step = int(re.search(rf"ended by {number.name} at step (\d+) of 192; saved", output)[1])
+    note(output.strip().split("\n")[-1])
     assert "Traceback" not in output
     assert load_checkpoint(folder.last_checkpoint)["global_step"] == step
     assert main(command) == 0
@@ -63,6 +54,7 @@ def test_a_signal_in_training_saves_says_so_and_gives_its_exit_code(workplace, n
     assert same(state(RunFolder(workplace.folder / f"signals/{number.name}/whole")), state(folder))
 
 
+@fault("the same command twice at once")
 def test_the_same_command_twice_at_once_is_told_who_has_the_run(workplace, capsys):
     command = workplace.adapt("twice", data__token_budget=40960)
     process = start(command)
@@ -76,11 +68,13 @@ def test_the_same_command_twice_at_once_is_told_who_has_the_run(workplace, capsy
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b"])
+@fault("--name={name}")
 def test_names_do_not_leave_the_folder_of_runs(workplace, capsys, name):
     refused(capsys, workplace.adapt("names", name=name), r"--name is '.*'; expected the name of a folder in")
     assert not (workplace.folder / "names").exists()
 
 
+@fault("a run that diverges")
 def test_a_diverged_run_ends_with_an_error_and_its_last_good_checkpoint(workplace, capsys):
     keys = {"trainer__validate_every": 4, "data__token_budget": 12288}
     assert main(workplace.adapt("diverged", **keys, trainer__max_steps=8)) == 0
@@ -101,14 +95,16 @@ def test_a_diverged_run_ends_with_an_error_and_its_last_good_checkpoint(workplac
     assert (folder.last_checkpoint.read_bytes(), folder.best_checkpoint()) == before
 
 
+@fault("a run that was limited by --trainer.max_time")
 def test_a_run_that_was_limited_says_that_it_is_not_complete(workplace, capsys):
     assert main([*workplace.adapt("limited"), "--trainer.max_time=00:00:00:00"]) == 0
-    assert re.search(
-        r"stopped at step \d+ of 48: .* is not complete; the same command goes on", capsys.readouterr().out
-    )
-    refused(capsys, [*workplace.adapt("limited"), "--trainer.max_steps=0"], "max_steps is 0")
+    said = capsys.readouterr().out
+    stopped = re.search(r"stopped at step \d+ of 48: .* is not complete; the same command goes on.*", said)
+    assert stopped
+    note(stopped[0])
 
 
+@fault("a run that goes on with another number of processes")
 def test_a_run_goes_on_with_other_numbers_of_processes_and_reads_all_of_its_text(workplace, capsys):
     """One, then two, then one: the steps are those made, and what is left by today's step."""
     keys = {"data__token_budget": 12288, "trainer__validate_every": 8}
@@ -122,6 +118,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_reads_all_of_its_text
     assert process.returncode == 0, output
     steps = 16 + (sequences - 16 * one) // (2 * one)
     assert f"{steps} steps" in output
+    note(next(line for line in output.split("\n") if "steps of" in line))
     folder = RunFolder(workplace.folder / "elastic/two")
     end = load_checkpoint(folder.last_checkpoint)
     assert (end["global_step"], end["GlotCCDataModule"]["sequences_consumed"]) == (steps, sequences)
@@ -151,27 +148,32 @@ def test_changes_on_devtest_are_changes_on_devtest(workplace, capsys):
     assert rows[0]["qah-Deva"][1] in alone
 
 
-def test_a_base_whose_files_lack_weights_or_hold_nan_is_refused(workplace, capsys, tmp_path):
-    source = workplace.folder / "runs/base/model"
-    for case in ("lacks", "fewer", "nan"):
-        folder = tmp_path / case
-        shutil.copytree(source, folder)
-        weights = load_file(folder / "model.safetensors")
-        if case == "lacks":
-            del weights["model.layers.1.mlp.up_proj.weight"]
-        if case == "nan":
-            weights["model.norm.weight"][3] = torch.nan
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        if case == "fewer":
-            config = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-        pattern = {"lacks": r"lack 1 of its weights \(model.layers.1.mlp.up_proj.weight\)",
-                   "fewer": r"lack \d+ of its weights \(model.layers.3.*and \d+ more\)",
-                   "nan": r"NaN or infinite weights in model.norm.weight"}[case]  # fmt: skip
-        refused(capsys, workplace.adapt("bases", model__base=folder), pattern)
+@pytest.mark.parametrize(
+    ("case", "pattern"),
+    [
+        ("lack a tensor", r"lack 1 of its weights \(model.layers.1.mlp.up_proj.weight\)"),
+        ("have fewer layers than its configuration", r"lack \d+ of its weights \(model.layers.3.*and \d+ more\)"),
+        ("hold NaN", "NaN or infinite weights in model.norm.weight"),
+    ],
+)
+@fault("a base whose files {case}")
+def test_a_base_whose_files_lack_weights_or_hold_nan_is_refused(case, pattern, workplace, capsys, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(workplace.folder / "runs/base/model", folder)
+    weights = load_file(folder / "model.safetensors")
+    if case == "lack a tensor":
+        del weights["model.layers.1.mlp.up_proj.weight"]
+    if case == "hold NaN":
+        weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if case.startswith("have fewer"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    refused(capsys, workplace.adapt("bases", model__base=folder), pattern)
     assert not (workplace.folder / "bases/adapted").exists()
 
 
+@fault("a base with code of its own, and y on stdin")
 def test_code_of_a_base_is_never_run(workplace, capsys, tmp_path, monkeypatch):
     """transformers would ask on stdin, and take the y of a pipe for an answer."""
     folder = tmp_path / "custom"
@@ -185,17 +187,30 @@ def test_code_of_a_base_is_never_run(workplace, capsys, tmp_path, monkeypatch):
                              input="y\ny\ny\n", capture_output=True, text=True)  # fmt: skip
     assert process.returncode == 2
     assert "Traceback" not in process.stderr
+    note(process.stderr.strip().split("\n")[-1])
     assert not (tmp_path / "ran").exists()
 
 
-def test_numbers_that_no_optimiser_can_use_are_refused_before_anything_is_loaded(workplace, capsys):
-    for key, value, pattern in (
+@pytest.mark.parametrize(
+    ("key", "value", "pattern"),
+    [
         ("model.lr", -1, r"lr is -1; expected a number above 0"), ("model.lr", "nan", "lr is nan"),
         ("model.weight_decay", -0.1, "weight_decay is -0.1"), ("model.betas", "[0.9, 1.0]", "betas are 0.9 and 1"),
         ("model.warmup_steps", -5, "warmup_steps is -5"), ("model.first_layer", -1, "first_layer is -1"),
         ("data.block_size", 4096, r"block_size is 4096, but the context of .* is 128 tokens"),
         ("model.ema", 1.5, "ema is 1.5"), ("trainer.stop_after_nonfinite", 0, "stop_after_nonfinite is 0"),
-    ):  # fmt: skip
-        refused(capsys, [*workplace.adapt("numbers"), f"--{key}={value}"], pattern)
+        ("trainer.max_steps", 0, "max_steps is 0"),
+    ],
+)  # fmt: skip
+@fault("--{key}={value}")
+def test_numbers_that_no_optimiser_can_use_are_refused_before_anything_is_loaded(
+    key, value, pattern, workplace, capsys
+):
+    refused(capsys, [*workplace.adapt("numbers"), f"--{key}={value}"], pattern)
+    assert not (workplace.folder / "numbers").exists()
+
+
+@fault("--model.first_layer for a method that trains no neurons")
+def test_a_key_of_neurons_for_a_method_without_is_refused(workplace, capsys):
     refused(capsys, workplace.adapt("numbers", model__method="full", model__first_layer=1), "full trains no neurons")
     assert not (workplace.folder / "numbers").exists()

@@ -8,13 +8,11 @@ import sys
 import pytest
 
 from lightning_app.cli import command_line, main
+from lightning_app.cli.configurations import CONFIGS, check_file
+from lightning_app.cli.keys import Keys
 from lightning_app.errors import UserError
 from tests.conftest import ROOT
-
-
-@pytest.fixture(autouse=True)
-def keep_argv(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
+from tests.faults import fault, note
 
 
 def said(capsys, arguments, code=2):
@@ -23,6 +21,7 @@ def said(capsys, arguments, code=2):
     assert main(arguments) == code
     (line,) = [line for line in capsys.readouterr().err.strip().split("\n") if "Warning" not in line]
     assert line.startswith("neuroglot: error: ")
+    note(line)
     return line
 
 
@@ -46,11 +45,15 @@ def said(capsys, arguments, code=2):
         (b"a: &a [*a]\nlanguage: \x07\n", "is no YAML"),
         (b"config: [a.yaml, b.yaml]\n", "inherits from a list, line 1"),
         (b"config: it.yaml\n", "inherits from itself"),
+        (b"language: cy\nmodel:\n  lrr: 3\n", "line 3: there is no key model.lrr; did you mean 'model.lr'"),
+        (b"model.lrr: 3\n", "line 1: there is no key model.lrr; did you mean 'model.lr'"),
+        (b"resume: never\n", "line 1: there is no key resume"),
         (b"model:\n  lr: .nan\n", "--model.lr is nan; expected a finite number"),
         (b"profiling:\n  rate: .inf\n", "--profiling.rate is inf; expected a finite number"),
         (b"data:\n  mixture: {cy: 1, mt: .inf}\n", "--data.mixture is inf; expected a finite number"),
     ],
 )
+@fault("a configuration that reads {content}")
 def test_configurations_that_cannot_be_used(content, message, capsys, tmp_path):
     (tmp_path / "it.yaml").write_bytes(content)
     line = said(capsys, ["plan", "--config", str(tmp_path / "it.yaml")])
@@ -58,6 +61,7 @@ def test_configurations_that_cannot_be_used(content, message, capsys, tmp_path):
     assert "it.yaml" in line or "finite" in line
 
 
+@fault("a key twice in what a configuration inherits")
 def test_what_a_configuration_inherits_is_looked_at(capsys, tmp_path):
     (tmp_path / "base.yaml").write_text("language: cy\nlanguage: mt\n")
     (tmp_path / "own.yaml").write_text("config: base.yaml\n")
@@ -81,28 +85,36 @@ def test_what_a_configuration_inherits_is_looked_at(capsys, tmp_path):
         (["--model.lr=1e400"], "--model.lr is inf; expected a finite number"),
         (["--model.lr=-.inf"], "--model.lr is -inf; expected a finite number"),
         (["--model=null"], "model"),
+        (["cy"], "'cy' stands alone; expected a key in front of it: --KEY cy"),
+        (["--lr", "3e-5"], "there is no key --lr; did you mean 'model.lr'"),
     ],
 )
+@fault("arguments {arguments}")
 def test_arguments_that_cannot_be_used(arguments, message, capsys):
     assert re.search(message, said(capsys, ["plan", *arguments]))
 
 
 def test_every_shipped_configuration_passes_the_look():
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        from lightning_app.cli.configurations import check_file
-
-        check_file(path)
+    for path in CONFIGS.rglob("*.yaml"):
+        check_file(path, Keys.of("fit"))
 
 
-def broken(error):
-    def verb(arguments, shows_all):
-        raise error
+@pytest.fixture
+def broken(monkeypatch):
+    """Makes every verb fail with an error."""
 
-    return {"plan": (command_line.VERBS["plan"][0], verb)}
+    def make(error):
+        def verb(arguments, shows_all):
+            raise error
+
+        monkeypatch.setattr(command_line, "find_verb", lambda name: (None, verb))
+
+    return make
 
 
-def test_an_unforeseen_error_is_one_line_and_debug_shows_it_whole(capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "VERBS", broken(RuntimeError("shapes differ:\n  (2,) and (3,)")))
+@fault("an error that nobody foresaw")
+def test_an_unforeseen_error_is_one_line_and_debug_shows_it_whole(capsys, broken):
+    broken(RuntimeError("shapes differ:\n  (2,) and (3,)"))
     line = said(capsys, ["plan"], code=1)
     assert line == (
         "neuroglot: error: RuntimeError: shapes differ: (2,) and (3,); the same command with --debug shows where"
@@ -110,32 +122,35 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_it_whole(capsys, monkey
     with pytest.raises(RuntimeError, match="shapes differ"):
         main(["plan", "--debug"])
     assert sys.argv[1:] == ["plan", "--debug"]
-    monkeypatch.setattr(command_line, "VERBS", broken(UserError("two\nlines")))
+    broken(UserError("two\nlines"))
     assert said(capsys, ["plan"]) == "neuroglot: error: two lines"
 
 
-def test_interrupts_are_not_errors(monkeypatch):
-    monkeypatch.setattr(command_line, "VERBS", broken(KeyboardInterrupt()))
+def test_interrupts_are_not_errors(broken):
+    broken(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         main(["plan"])
 
 
-def test_no_token_or_password_is_printed(capsys, monkeypatch):
+@fault("an error that spells a token and a password")
+def test_no_token_or_password_is_printed(capsys, monkeypatch, broken):
     token = "hf_" + "aB3" * 11
     monkeypatch.setenv("HF_TOKEN", "own-secret-token")
     message = f"token {token} and own-secret-token refused by http://me:pass@proxy:80"
     for error, code in ((UserError(message), 2), (RuntimeError(message), 1)):
-        monkeypatch.setattr(command_line, "VERBS", broken(error))
+        broken(error)
         line = said(capsys, ["plan"], code)
         assert "token hf_*** and *** refused by http://***@proxy:80" in line
 
 
-def test_a_broken_pipe_of_another_process_is_an_error(capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "VERBS", broken(BrokenPipeError(32, "Broken pipe")))
+@fault("a broken pipe that is not the terminal's")
+def test_a_broken_pipe_of_another_process_is_an_error(capsys, broken):
+    broken(BrokenPipeError(32, "Broken pipe"))
     assert "BrokenPipeError" in said(capsys, ["plan"], code=1)
 
 
 @pytest.mark.parametrize("verb", [["--help"], ["fit", "--help"], ["fit", "--config", "cy.yaml", "--print_config"]])
+@fault("a reader that leaves early: {verb}")
 def test_a_reader_that_leaves_early_ends_the_program_quietly(verb):
     reader, writer = os.pipe()
     os.close(reader)
@@ -144,3 +159,4 @@ def test_a_reader_that_leaves_early_ends_the_program_quietly(verb):
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+    note(f"nothing; exit code {done.returncode}")

@@ -12,22 +12,10 @@ import pytest
 from lightning_app.cli import main
 from lightning_app.comparison.grid import GridRun, make_grid
 from lightning_app.comparison.scaled import scaled_losses
-from lightning_app.errors import UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.run import RunFolder
 from tests.conftest import ROOT
-
-
-@pytest.fixture(autouse=True)
-def keep_argv(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-
-
-def refused(capsys, arguments, pattern):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert re.search(pattern, error), error
-    assert len(error.split("\n")) == 1
+from tests.faults import fault, note, refusal, refused
 
 
 def arguments(workplace, *more, run_dir="compared", **changes):
@@ -35,6 +23,7 @@ def arguments(workplace, *more, run_dir="compared", **changes):
     return ["compare", *keys, "--name=comparison", *more]
 
 
+@fault("a comparison that is killed")
 def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(workplace, capsys):
     make = arguments(workplace, "--methods=subnetwork,lora", "--lrs=30x", "--model.rank=4", data__token_budget=8192)
     command = [sys.executable, str(ROOT / "main.py"), *make]
@@ -54,7 +43,9 @@ def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(w
     stamp = RunFolder(subnetwork).last_checkpoint.stat().st_mtime_ns
     assert main([*make, "--scale=0,0.5,1"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"2 runs, [12] complete before", out)
+    begun = re.search(r"2 runs, [12] complete before", out)
+    assert begun
+    note(begun[0])
     assert RunFolder(subnetwork).last_checkpoint.stat().st_mtime_ns == stamp
     folder = workplace.folder / "compared/comparison"
     for name in ("comparison.md", "comparison.csv", "comparison.json", "front.png", "front.svg", "curves.svg"):
@@ -82,6 +73,7 @@ def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(w
     assert [row["label"] for row in gathered["rows"]] == [row["label"] for row in rows["rows"]]
 
 
+@fault("a run of a comparison that fails")
 def test_a_run_that_fails_is_named_and_the_others_go_on(workplace, capsys):
     make = arguments(workplace, "--methods=last_layers,ia3", run_dir="failing", model__last_layers=9,
                      data__token_budget=2048)  # fmt: skip
@@ -89,28 +81,36 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(workplace, capsys):
     captured = capsys.readouterr()
     assert "failed with exit code 2: neuroglot: error: --model.last_layers is 9; expected 1 to 3" in captured.out
     assert re.search(r"1 of 2 runs did not finish \(.*last_layers-lr1e-05-seed0/log.txt says why\)", captured.err)
+    note(captured.err)
     assert "ia3" in captured.out
 
 
-def test_what_cannot_be_compared_is_one_line(workplace, capsys, tmp_path):
-    def asked(*more, **changes):
-        return arguments(workplace, *more, run_dir="never", **changes)
-
-    refused(capsys, asked("--methods=subnetwrk"), r"method is subnetwrk; .*did you mean 'subnetwork'")
-    refused(capsys, asked("--lrs=fast"), r"--lrs has 'fast'; expected rates")
-    refused(capsys, asked("--lrs=-1"), r"--lrs has '-1'")
-    refused(capsys, asked("--seeds=a"), r"--seeds is a; expected numbers")
-    refused(capsys, asked("--methods=lora,lora"), r"has lora-lr0.0001-seed0 twice")
-    refused(capsys, asked("--methods=ffn", "--model.rank=4"), r"--model.rank is 4, a key that none of ffn has")
-    refused(capsys, asked("--methods=lora", "--model.rank=0"), r"--model.rank is 0; expected a whole number")
-    refused(capsys, asked("--task=7", "--methods=ffn"), r"--task is 7, but the comparison has the runs 0 to 0")
-    refused(capsys, asked(language="null"), r"no language to compare methods for")
-    refused(capsys, ["compare", f"--runs={tmp_path}"], r"holds no finished run")
+@pytest.mark.parametrize(
+    ("asked", "changes", "pattern"),
+    [
+        (["--methods=subnetwrk"], {}, r"method is subnetwrk; .*did you mean 'subnetwork'"),
+        (["--lrs=fast"], {}, r"--lrs has 'fast'; expected rates"), (["--lrs=-1"], {}, r"--lrs has '-1'"),
+        (["--seeds=a"], {}, r"--seeds is a; expected numbers"),
+        (["--methods=lora,lora"], {}, r"has lora-lr0.0001-seed0 twice"),
+        (["--methods=ffn", "--model.rank=4"], {}, r"--model.rank is 4, a key that none of ffn has"),
+        (["--methods=lora", "--model.rank=0"], {}, r"--model.rank is 0; expected a whole number"),
+        (["--task=7", "--methods=ffn"], {}, r"--task is 7, but the comparison has the runs 0 to 0"),
+        ([], {"language": "null"}, r"no language to compare methods for"),
+    ],
+)  # fmt: skip
+@fault("compare {asked} {changes}")
+def test_what_cannot_be_compared_is_one_line(asked, changes, pattern, workplace, capsys):
+    refused(capsys, arguments(workplace, *asked, run_dir="never", **changes), pattern)
     assert not (workplace.folder / "never").exists()
 
 
+@fault("compare --runs with a folder that holds no finished run")
+def test_a_folder_without_a_finished_run_cannot_be_compared(capsys, tmp_path):
+    refused(capsys, ["compare", f"--runs={tmp_path}"], r"holds no finished run")
+
+
 def test_rates_are_absolute_or_multiples_of_each_methods_own():
-    with pytest.raises(UserError, match="twice"):
+    with refusal("twice"):
         make_grid(["subnetwork"], ["1e-4", "1x"], [0])
     assert [run.lr for run in make_grid(["full", "ssu"], ["10x", "2e-3"], [0])] == [1e-4, 2e-3, 5e-4, 2e-3]
     config = {"model": {"method": "subnetwork", "rank": 8, "engine": "masked", "lr": None, "seed": 0}, "name": None}

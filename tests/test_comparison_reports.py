@@ -22,7 +22,7 @@ from lightning_app.reports.comparison import (
 )
 from lightning_app.reports.plots import draw_curves, draw_front
 from lightning_app.run import RunFolder
-from tests.test_comparison import interval, make_results, write_run
+from tests.runs_by_hand import interval, make_results, write_run
 
 
 @pytest.fixture

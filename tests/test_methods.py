@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lightning_app.errors import UserError
 from lightning_app.methods.method import Calibration
 from lightning_app.methods.registry import METHODS, build_method
 from lightning_app.model.base import base_without_weights
@@ -13,6 +12,7 @@ from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
 from tests.conftest import ARCHITECTURES, tiny_model
+from tests.faults import fault, refusal
 
 NEURONS = NeuronSet({1: torch.tensor([0, 5, 47]), 2: torch.tensor([3])})
 OF_NEURONS = ("subnetwork", "random", "random_per_layer", "gradient")
@@ -170,12 +170,13 @@ def test_a_method_attaches_to_a_base_without_weights(name, keys):
     assert meta.trained_parameters == attached.trained_parameters
 
 
+@fault("methods and keys of methods that there are not, or that another method has")
 def test_unknown_methods_and_keys_are_refused_by_name():
-    with pytest.raises(UserError, match=r"model.method is subnet; expected one of .*; did you mean 'subnetwork'"):
+    with refusal(r"model.method is subnet; expected one of .*; did you mean 'subnetwork'"):
         build_method("subnet", {})
-    with pytest.raises(UserError, match=r"no method has a key engin; did you mean 'engine'"):
+    with refusal(r"no method has a key engin; did you mean 'engine'"):
         build_method("full", {"engin": "packed"})
-    with pytest.raises(UserError, match="projections is empty"):
+    with refusal("projections is empty"):
         build_method("subnetwork", {"projections": ()})
-    with pytest.raises(UserError, match=r"model.rank is 8, but --model.method ia3 has no such key; it is one of lora"):
+    with refusal(r"model.rank is 8, but --model.method ia3 has no such key; it is one of lora"):
         build_method("ia3", {"rank": 8, "projections": ["gate", "up", "down"]})

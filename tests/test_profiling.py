@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 import torch
@@ -16,14 +15,11 @@ from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.selection import select_subnetworks
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.counting import GateCounter
+from lightning_app.profiling.unfinished import UnfinishedCounts
 from tests.conftest import LANGUAGES
+from tests.faults import fault, note
 
 TARGET = find_language("qah-Deva")
-
-
-@pytest.fixture(autouse=True)
-def keep_argv(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["main.py"])
 
 
 def test_atlas_counts_what_a_plain_forward_shows(workplace):
@@ -103,6 +99,37 @@ def test_counting_to_the_end_in_halves_gives_the_same_counts_and_the_overlap_of_
         assert stability["curve"][-1][1] == pytest.approx(
             sets[0].neurons[code].overlap(sets[1].neurons[code]), abs=0.03
         )
+
+
+class Killed(BaseException):
+    """What a test puts in the place of a kill."""
+
+
+@pytest.mark.parametrize("looks", [1, 4, 12])
+@fault("a count until sets are stable is killed at look {looks}", lost="what was counted since that look")
+def test_a_killed_count_until_stable_ends_as_an_undisturbed_one(looks, workplace, monkeypatch, capsys):
+    """When a language stops depends on the halves of all, also of those that have stopped."""
+    own = ['--profiling.languages=["qaa-Latn","qad-Cyrl","qah-Deva"]', "--profiling.stop_when_stable=0.5"]
+    whole = profile(workplace, workplace.folder / f"undisturbed-{looks}.safetensors", *own)
+    keep, path = UnfinishedCounts.keep, workplace.folder / f"killed-{looks}.safetensors"
+
+    def kill(self, counts, done):
+        keep(self, counts, done)
+        if done == looks:
+            raise Killed
+
+    monkeypatch.setattr(UnfinishedCounts, "keep", kill)
+    with pytest.raises(Killed):
+        profile(workplace, path, *own)
+    monkeypatch.setattr(UnfinishedCounts, "keep", keep)
+    capsys.readouterr()
+    found = profile(workplace, path, *own)
+    said = next(line for line in capsys.readouterr().out.split("\n") if "going on with" in line)
+    assert said.endswith(f"looked {looks} of 20 times")
+    note(said)
+    assert (found.tokens, found.stability) == (whole.tokens, whole.stability)
+    assert all(torch.equal(found.counts[code], counts) for code, counts in whole.counts.items())
+    assert not path.with_suffix(".unfinished").exists()
 
 
 def test_counting_hooks_leave_the_forward_as_it_is(workplace):

@@ -7,37 +7,53 @@ import re
 import select
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from typing import TextIO
 
-from lightning_app.cli.compare import COMPARE, compare
-from lightning_app.cli.fit import FIT, fit
-from lightning_app.cli.measure import PREDICT, TEST, VALIDATE, measure
-from lightning_app.cli.parser import HELP_ALL, Verb, resolve_configs
-from lightning_app.cli.plan import PLAN, plan
-from lightning_app.cli.profile import PROFILE, profile
-from lightning_app.cli.subnetwork import SUBNETWORK, subnetwork
+from lightning_app.cli.configurations import resolve_configs
+from lightning_app.cli.keys import HELP, HELP_ALL, Keys, help_page, overview
+from lightning_app.cli.verb import Verb
 from lightning_app.errors import UserError, did_you_mean
-from lightning_app.files import is_disk_full
+from lightning_app.peers import PeerEnded, company, conclude, has_others, is_of_another
 
 DEBUG = "--debug"
 
-VERBS: dict[str, tuple[Verb, Callable[[list[str], bool], None]]] = {
-    FIT.name: (FIT, fit),
-    **{verb.name: (verb, partial(measure, verb)) for verb in (VALIDATE, TEST, PREDICT)},
-    PROFILE.name: (PROFILE, profile),
-    PLAN.name: (PLAN, plan),
-    COMPARE.name: (COMPARE, compare),
-    SUBNETWORK.name: (SUBNETWORK, subnetwork),
+VERBS = {
+    "fit": "fit",
+    "validate": "measure",
+    "test": "measure",
+    "predict": "measure",
+    "profile": "profile",
+    "plan": "plan",
+    "compare": "compare",
+    "subnetwork": "subnetwork",
+    "runs": "runs",
+    "doctor": "doctor",
 }
+"""Every verb, and the file beside this one that is imported when it is called: for `validate` there are `VALIDATE`, a
+`Verb`, and the function `validate` in measure.py. ``make keys`` after a change."""
+
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+}  # fmt: skip
+"""What libraries read when they are imported."""
+
+
+def find_verb(name: str) -> tuple[Verb, Callable[[list[str], bool], None]]:
+    """Returns a verb and what it does with its arguments, and whether its help shows every key."""
+    module = import_module(f".{VERBS[name]}", __package__)
+    return getattr(module, name.upper()), getattr(module, name)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
-    0 is success, 2 input that cannot be used, 1 anything else that failed, 141 a reader of the output that left.
+    0 is success, 2 input that cannot be used, 1 anything else that failed, 130 Ctrl-C, 141 a reader of the output that
+    left.
 
     Raises:
         Exception: What failed, with ``--debug``.
@@ -45,25 +61,33 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     is_debugged, arguments = DEBUG in arguments, [argument for argument in arguments if argument != DEBUG]
     try:
-        _quiet_libraries()
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(_overview(), flush=True)
+        if not arguments or arguments[0] in HELP:
+            print(overview(), flush=True)
             return 0 if arguments else 2
-        _run(arguments[0], arguments[1:], [DEBUG] if is_debugged else [])
+        with company(_say):
+            _run(arguments[0], arguments[1:], [DEBUG] if is_debugged else [])
         sys.stdout.flush()
-    except Exception as error:
+    except (Exception, PeerEnded) as error:
         if _is_output_closed(error):
-            return _leave_quietly()
-        if is_debugged:
+            return conclude("", _leave_quietly())
+        if is_debugged and not has_others():
             raise
-        return _explain(error)
+        return _explain(error, is_debugged)
+    except KeyboardInterrupt:
+        return conclude("interrupted; nothing is lost, the same command goes on", 128 + signal.SIGINT)
     return 0
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException, is_debugged: bool = False) -> int:
     """Prints one line about what failed and returns the exit code."""
+    if is_of_another(error):
+        return conclude("", 1)
+    if is_debugged:
+        traceback.print_exception(error)
     if isinstance(error, UserError):
         return _fail(str(error), 2)
+    from lightning_app.files import is_disk_full
+
     if is_disk_full(error):
         return _fail(f"the disk is full: {error}; free some space and run the same command again", 2)
     said = " ".join(str(error).split())
@@ -74,27 +98,26 @@ def _explain(error: Exception) -> int:
 def _run(name: str, arguments: list[str], debug: list[str]) -> None:
     if name not in VERBS:
         raise UserError(f"there is no verb '{name}'; expected one of {', '.join(VERBS)}{did_you_mean(name, VERBS)}")
-    shows_all = HELP_ALL in arguments
-    arguments = resolve_configs(["--help" if argument == HELP_ALL else argument for argument in arguments])
+    keys = Keys.of(name)
+    if not set(HELP).isdisjoint(arguments):
+        print(help_page(name, keys.does, keys.shown))
+        return
+    arguments, shows_all = ["--help" if each == HELP_ALL else each for each in arguments], HELP_ALL in arguments
+    keys.require(arguments)
+    arguments = resolve_configs(arguments, keys)
     sys.argv[1:] = [name, *arguments, *debug]  # what a launcher of more processes starts again
-    VERBS[name][1](arguments, shows_all)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    _, run = find_verb(name)
+    quiet_libraries()  # Lightning makes its loggers talkative when it is imported
+    run(arguments, shows_all)
 
 
-def _overview() -> str:
-    lines = ["Neuroglot: teach a language model a language by training only the neurons that speak it.", ""]
-    lines += ["usage: python main.py VERB [--config FILE]... [--KEY VALUE]...", ""]
-    lines += [f"  {name:<12}{re.split('[;:]', verb.does)[0].rstrip('.')}" for name, (verb, _) in VERBS.items()]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "python main.py VERB --help shows the keys of a verb; --debug shows where an unforeseen error arose.",
-        ]
-    )
+def quiet_libraries() -> None:
+    """Leaves the terminal to what concerns the user; what these say is either said better here or not true here.
 
-
-def _quiet_libraries() -> None:
-    """Leaves the terminal to what concerns the user; what these say is either said better here or not true here."""
+    A verb that imports them later calls it once more then.
+    """
     for name in (
         "lightning.pytorch",
         "lightning.fabric",
@@ -112,31 +135,32 @@ def _quiet_libraries() -> None:
         ".*your dataloader is not resumable.*", ".*Sparse invariant checks.*", ".*is_gradient_checkpointing.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging as transformers_logging
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def _fail(line: str, code: int) -> int:
-    rank = os.environ.get("SLURM_PROCID", os.environ.get("RANK", os.environ.get("LOCAL_RANK", "")))
     if "SLURM_STEP_ID" in os.environ:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
         )  # srun ends all tasks when one fails; this, not 143, is the reason
-    where = f" [{rank}]" if rank not in ("", "0") else ""
+    return conclude(line, code)
+
+
+def _say(rank: int, line: str) -> None:
+    """Prints why the process of a rank ended."""
+    where = f" [{rank}]" if rank else ""
     with contextlib.suppress(BrokenPipeError):
-        print(f"neuroglot{where}: error: {_masked(' '.join(line.split()))}", file=sys.stderr, flush=True)
-    return code
+        print(f"neuroglot{where}: error: {masked(' '.join(line.split()))}", file=sys.stderr, flush=True)
 
 
-def _masked(line: str) -> str:
+def masked(line: str) -> str:
     """Returns a line without the user's tokens and passwords.
 
-    >>> _masked("refused hf_AbCdEfGhIjKlMnOpQrStUvWx by http://me:secret@proxy:1")
+    >>> masked("refused hf_AbCdEfGhIjKlMnOpQrStUvWx by http://me:secret@proxy:1")
     'refused hf_*** by http://***@proxy:1'
     """
     line = re.sub(r"hf_[A-Za-z0-9]{16,}", "hf_***", line)

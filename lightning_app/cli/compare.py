@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
-from lightning_app.cli.parser import Verb, say
+from lightning_app.cli.lightning_cli import ParsedCLI, resolved
+from lightning_app.cli.verb import Verb, say
 from lightning_app.comparison.grid import GridRun, check_grid, make_grid
 from lightning_app.comparison.ranking import best_groups, group_results
 from lightning_app.comparison.results import RunResult, read_result, require_comparable, shorten_labels
@@ -22,7 +22,7 @@ from lightning_app.progress import duration
 from lightning_app.reports.comparison import describe_comparison, format_terminal, write_comparison
 from lightning_app.run import RunFolder, configuration_digest, run_name
 
-_MAIN = Path(__file__).resolve().parent.parent.parent / "main.py"
+_MAIN = Path(__file__).resolve().parent.parent.parent / "main.py"  # of a checkout; an installed package has none
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 COMPARE = Verb(
@@ -45,16 +45,9 @@ COMPARE = Verb(
 )  # fmt: skip
 
 
-class _CompareCLI(NeuroglotCLI):
-    """Parses only: the keys are those of several methods, and each run instantiates its own."""
-
-    def instantiate_classes(self) -> None:
-        """Instantiates nothing."""
-
-
 def compare(arguments: list[str], shows_all: bool) -> None:
     """Makes what is missing of the grid, one run after another, and compares what is complete."""
-    cli = _CompareCLI(COMPARE, arguments, shows_all)
+    cli = ParsedCLI(COMPARE, arguments, shows_all)  # the keys are several methods'; each run instantiates its own
     settings, scales = cli.config, _numbers("--scale", cli.config.scale)
     if settings.runs is not None:
         given = [settings.runs] if isinstance(settings.runs, str) else settings.runs
@@ -109,7 +102,7 @@ def _make(folder: Path, runs: Sequence[tuple[GridRun, JSON]]) -> list[Path]:
 
 def _make_one(folder: Path, runs: Sequence[tuple[GridRun, JSON]], index: int) -> None:
     if not 0 <= index < len(runs):
-        raise UserError(f"--task is {index}, but the comparison has the runs 0 to {len(runs) - 1}; see --list true")
+        raise UserError(f"--task is {index}, but the comparison has the runs 0 to {len(runs) - 1}; see --list")
     run, own = runs[index]
     if not _is_complete(folder / run.name, own) and _fit(folder / run.name, own, None) != 0:
         raise UserError(f"run {run.name} did not finish; what it said stands above")
@@ -122,9 +115,10 @@ def _is_complete(path: Path, config: JSON) -> bool:
 
 def _fit(path: Path, config: JSON, log: Path | None) -> int:
     """Runs ``fit`` in a process of its own, which leaves nothing behind and ends with this one; returns its code."""
-    file = path / "configuration.yaml"
+    file = RunFolder(path).given_config
     write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    command = [sys.executable, str(_MAIN), "fit", "--config", str(file)]
+    program = [str(_MAIN)] if _MAIN.is_file() else ["-P", "-m", "neuroglot"]
+    command = [sys.executable, *program, "fit", "--config", str(file)]
     if log is None:
         return subprocess.run(command, preexec_fn=_end_with_parent, check=False).returncode
     with log.open("a", encoding="utf-8") as output:

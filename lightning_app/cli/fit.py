@@ -16,13 +16,22 @@ from callbacks.profiling import LAPEProfiling
 from callbacks.result import SaveResult
 from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
+from callbacks.soundness import Soundness
 from callbacks.throughput import Throughput
 from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
-from lightning_app.cli.parser import Verb, say
+from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import Interrupted
 from lightning_app.files import load_checkpoint
 from lightning_app.planning.checks import require_checks
-from lightning_app.run import choose_run, configuration_digest, is_first_process, occupied, run_name
+from lightning_app.resuming import changed_settings, choose_run
+from lightning_app.run import (
+    RunFolder,
+    configuration_digest,
+    deciding_settings,
+    is_first_process,
+    occupied,
+    run_name,
+)
 from lightning_app.training.trainer import NeuroglotTrainer
 
 FIT = Verb(
@@ -45,8 +54,11 @@ class _FitCLI(NeuroglotCLI):
         plain = resolved(self)
         self.config_yaml = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         digest, name = configuration_digest(plain), settings.name or run_name(plain)
-        self.run = choose_run(Path(settings.run_dir), name, digest, settings.resume, is_named=bool(settings.name))
+        root, deciding = Path(settings.run_dir), deciding_settings(plain)
+        self.run = choose_run(root, name, digest, settings.resume, bool(settings.name), deciding)
+        self.notes = list(self.run.notes)
         if self.run.checkpoint is not None:
+            self.notes.append(changed_settings(plain, RunFolder.of(self.run.checkpoint), self.run.settings))
             settings.model.subnetwork = settings.model.subnetwork or self.run.subnetworks
             settings.data.revision = self.run.folder.text_revision(settings.data.source) or settings.data.revision
 
@@ -60,10 +72,17 @@ def fit(arguments: list[str], shows_all: bool) -> None:
         say(f"{folder} is complete (best checkpoint {folder.best_checkpoint()}); --resume never trains it anew")
         return
     say(f"run folder {folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
+    for note in filter(None, cli.notes):
+        say(note)
     retention, throughput, last = Retention(), Throughput(), LastCheckpoint(folder)
-    callbacks = [LAPEProfiling(cli.profiling), WeightAverage(cli.model.ema), retention, Console(retention), throughput]
-    # In this order: a run is marked complete only when all of its files are there.
-    callbacks += [
+    # In this order: first what refuses; and a run is marked complete only when all of its files are there.
+    callbacks = [
+        Soundness(),
+        LAPEProfiling(cli.profiling),
+        WeightAverage(cli.model.ema),
+        retention,
+        Console(retention),
+        throughput,
         StopDiverged(folder, cli.config_init.trainer.stop_after_nonfinite),
         SaveResult(folder),
         RunRecord(run, cli.config_yaml, throughput, retention),
@@ -71,8 +90,8 @@ def fit(arguments: list[str], shows_all: bool) -> None:
         last,
         Interruption(last),
     ]
-    # TensorBoard would show the steps after the checkpoint twice, those that are made again.
-    again = load_checkpoint(run.checkpoint, is_mapped=True)["global_step"] + 1 if run.checkpoint else None
+    # TensorBoard would show the steps after the checkpoint twice, those that are made again: all where there is none.
+    again = load_checkpoint(run.checkpoint, is_mapped=True)["global_step"] + 1 if run.checkpoint else 0
     tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=again)
     loggers = [JSONLLogger(folder.metrics), tensorboard]
     is_logged = cli.config_init.trainer.logger is not False

@@ -12,12 +12,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.cli.parser import CONFIGS, Parser, Verb
+from lightning_app.cli.configurations import CONFIGS
+from lightning_app.cli.parser import Parser
+from lightning_app.cli.verb import Verb
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
 from lightning_app.methods.registry import METHODS, find_method
 from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
+from lightning_app.training.launching import end_together
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer, require_srun
 
@@ -37,15 +40,14 @@ class NeuroglotCLI(LightningCLI):
         verb: Whose options and help these are.
         arguments: What follows the verb.
         shows_all: Whether the help shows every key.
-        has_defaults: Whether keys that are not given are those of default.yaml; else there is no base, either.
     """
 
     model: SparseSubnetModule
     datamodule: GlotCCDataModule
 
-    def __init__(self, verb: Verb, arguments: list[str], shows_all: bool, has_defaults: bool = True) -> None:
-        self.verb, self._shows_all, self._has_defaults = verb, shows_all, has_defaults
-        defaults = [str(CONFIGS / "default.yaml")] if has_defaults else []
+    def __init__(self, verb: Verb, arguments: list[str], shows_all: bool) -> None:
+        self.verb, self._shows_all = verb, shows_all
+        defaults = [str(CONFIGS / "default.yaml")] if verb.has_defaults else []
         super().__init__(
             SparseSubnetModule, GlotCCDataModule, trainer_class=NeuroglotTrainer, parser_class=Parser,
             parser_kwargs={"prog": f"python main.py {verb.name}", "default_config_files": defaults},
@@ -67,7 +69,7 @@ class NeuroglotCLI(LightningCLI):
         for key, (kind, default, about) in self.verb.options.items():
             how = {"action": ActionYesNo} if kind is bool else {"type": kind}
             parser.add_argument(f"--{key}", default=default, help=about, **how)
-        if not self._has_defaults:
+        if not self.verb.has_defaults:
             parser.set_defaults({"model.base": None})
         for key, linked in _LINKS:
             parser.link_arguments(key, linked)
@@ -110,9 +112,19 @@ class NeuroglotCLI(LightningCLI):
         if SLURMEnvironment.detect():
             require_srun()
         try:
-            return Fabric(**{k: trainer[k] for k in ("accelerator", "devices", "num_nodes", "strategy", "precision")})
+            keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+            fabric = Fabric(**{key: trainer[key] for key in keys})
         except _REFUSALS as error:
             raise _refused(error) from error
+        end_together(fabric.strategy)
+        return fabric
+
+
+class ParsedCLI(NeuroglotCLI):
+    """Has the keys as they were given, and nothing of what they describe."""
+
+    def instantiate_classes(self) -> None:
+        """Instantiates nothing."""
 
 
 def resolved(cli: NeuroglotCLI) -> JSON:

@@ -8,7 +8,7 @@ from callbacks.predictions import WritePredictions
 from callbacks.retention import Retention
 from lightning_app.adapted import Adaptation
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb, say
+from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.neurons.subnetworks import Subnetworks
@@ -36,7 +36,22 @@ PREDICT = Verb(
 _NAMING = ("--config", "-c", "--model", "--language", "--ckpt_path", "--help", "-h", "--print_config")
 
 
-def measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
+def validate(arguments: list[str], shows_all: bool) -> None:
+    """Measures on FLORES dev."""
+    _measure(VALIDATE, arguments, shows_all)
+
+
+def test(arguments: list[str], shows_all: bool) -> None:
+    """Measures on FLORES devtest."""
+    _measure(TEST, arguments, shows_all)
+
+
+def predict(arguments: list[str], shows_all: bool) -> None:
+    """Continues prompts."""
+    _measure(PREDICT, arguments, shows_all)
+
+
+def _measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     """Runs a measuring verb of the Trainer on a checkpoint, or on the base where none is given."""
     cli = NeuroglotCLI(verb, _add_newest_run(arguments), shows_all)
     checkpoint = Path(cli.config.ckpt_path) if cli.config.ckpt_path else None

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb
+from lightning_app.cli.verb import Verb
 from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
 from lightning_app.planning.planner import Launch, Planner

@@ -3,7 +3,7 @@
 import torch.distributed
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb
+from lightning_app.cli.verb import Verb
 from lightning_app.errors import UserError
 from lightning_app.model.base import base_dtype, load_base
 from lightning_app.planning.checks import require_checks

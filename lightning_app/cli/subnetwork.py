@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
-from lightning_app.cli.parser import Verb
+from lightning_app.cli.verb import Verb
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
@@ -31,13 +31,13 @@ SUBNETWORK = Verb(
         "write_atlas": (str | None, None, "Write the summed atlas to this file."),
         "json": (bool, False, "Print JSON."),
     },
+    has_defaults=False,  # the paper's base is nothing to assume of a file
 )  # fmt: skip
 
 
 def subnetwork(arguments: list[str], shows_all: bool) -> None:
     """Prints the figures of a pool's subnetworks, and writes them where that is asked for."""
-    # Without defaults: the paper's base is nothing to assume of a file.
-    cli = NeuroglotCLI(SUBNETWORK, arguments, shows_all, has_defaults=False)
+    cli = NeuroglotCLI(SUBNETWORK, arguments, shows_all)
     settings = cli.config
     if settings.file is not None:
         found = read_subnetworks(Path(settings.file), settings.languages)

@@ -150,8 +150,8 @@ def _setting(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def read_result(folder: RunFolder) -> RunResult | None:
-    """Returns what a run came to; None where it is not complete.
+def read_result(folder: RunFolder, with_curve: bool = True) -> RunResult | None:
+    """Returns what a run came to; None where it is not complete. Its curve is in the largest of its files.
 
     Raises:
         UserError: Its record, or the evaluation beside it, lacks something or is damaged.
@@ -160,7 +160,7 @@ def read_result(folder: RunFolder) -> RunResult | None:
     try:
         if record.get("status") != "complete":
             return None
-        return _result(folder, record)
+        return _result(folder, record, with_curve)
     except _DAMAGE as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
@@ -169,7 +169,7 @@ def read_result(folder: RunFolder) -> RunResult | None:
         ) from error
 
 
-def _result(folder: RunFolder, record: JSON) -> RunResult:
+def _result(folder: RunFolder, record: JSON, with_curve: bool) -> RunResult:
     result, targets = record["result"], {code: float(share) for code, share in record["targets"].items()}
     before = _losses(result["before"])
     best = _losses((result["best"] or {}).get("losses") or {code: [math.nan, math.nan] for code in before})
@@ -178,6 +178,7 @@ def _result(folder: RunFolder, record: JSON) -> RunResult:
     if sum(targets.values()) <= 0:
         raise ValueError("the shares of the targets sum to nothing")
     settings = format_settings(record.get("settings") or {})
+    curve = _read_curve(folder.metrics, targets) if with_curve else {}
     start = (0, over_targets({code: loss for code, (loss, _) in before.items()}, targets))
     return RunResult(
         folder=folder.path,
@@ -200,7 +201,7 @@ def _result(folder: RunFolder, record: JSON) -> RunResult:
         device=f"{record['processes']} x {record['device']}",
         before=before,
         best=best,
-        curve=tuple(sorted({start[0]: start[1], **_read_curve(folder.metrics, targets)}.items())),
+        curve=tuple(sorted({start[0]: start[1], **curve}.items())),
         tasks=_read_tasks(folder.path / EVALUATION),
     )
 
@@ -218,6 +219,8 @@ def _read_curve(metrics: Path, targets: Mapping[str, float]) -> dict[int, float]
     curve: dict[int, float] = {}
     lines = metrics.read_text(encoding="utf-8", errors="replace").split("\n") if metrics.is_file() else []
     for line in lines:
+        if '"val/loss/' not in line:
+            continue  # most lines are of training
         try:
             row = json.loads(line)
             losses = {code: float(row[f"val/loss/{code}"]) for code in targets}

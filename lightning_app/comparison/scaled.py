@@ -14,7 +14,7 @@ from lightning_app.comparison.front import ScaledPoint
 from lightning_app.comparison.results import RunResult, over_targets
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, write_json
-from lightning_app.model.loss import IGNORED, OutputHead, token_loss_sum
+from lightning_app.model.loss import IGNORED, OutputHead, sequence_loss_sums
 from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
 
@@ -67,14 +67,17 @@ def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float)
     is_mixed = config["trainer"]["precision"] == "bf16-mixed"
     context: AbstractContextManager[object] = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
     for language in data.validation_languages:
-        blocks, metric = data.evaluation[language.glotcc], LanguageLoss().to(device)
+        blocks = data.evaluation[language.glotcc]
+        metric = LanguageLoss(len(blocks)).to(device)
         for first in range(0, len(blocks), data.validation_batch_size):
             some = blocks[first : first + data.validation_batch_size]
             batch = pad_batch([block.input_ids for block in some], 0)
             ids, labels = batch["input_ids"].to(device), batch["labels"][:, 1:].to(device)
             with context:
                 hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-                nats = token_loss_sum(hidden[:, :-1], head, labels)
-            metric.update(nats, (labels != IGNORED).sum(), torch.tensor(sum(block.text_bytes for block in some)))
-        losses[language.short] = metric.compute().tolist()
+                nats_B = sequence_loss_sums(hidden[:, :-1], head, labels)
+            numbers = torch.arange(first, first + len(some), device=device)
+            text_bytes = torch.tensor(sum(block.text_bytes for block in some))
+            metric.update(numbers, nats_B, (labels != IGNORED).sum(1), text_bytes)
+        losses[language.short] = metric.compute()[0].tolist()
     return losses

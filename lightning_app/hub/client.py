@@ -3,16 +3,18 @@
 Every request of the process goes through it, also those of transformers and datasets: importing this file installs it.
 """
 
+import contextlib
 import importlib
 import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants, get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils._http import default_client_factory
 from tqdm import tqdm
@@ -26,6 +28,7 @@ ATTEMPTS = 5
 _UNCONNECTED_ATTEMPTS = 3  # no name, no route, refused: seldom passes, and what is cached should serve soon
 FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 300.0
+_HASTY_ATTEMPTS, _HASTY_WAIT_S = 3, 2.0
 _GIVEN_UP_FOR_S = 60.0
 PASSING = (408, 429, 500, 502, 503, 504)
 IS_WANTED = "neuroglot.is_wanted"
@@ -40,6 +43,7 @@ class _PatientClient(http.Client):
     """Bounds every request in time and asks again where that may help, saying so."""
 
     given_up: dict[str, tuple[float, str]] = {}  # noqa: RUF012 - of the process: a new client knows it, too
+    is_hasty = False
 
     def send(self, request: Any, **options: Any) -> Any:
         limit = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -52,16 +56,20 @@ class _PatientClient(http.Client):
             return super().send(request, **options)  # what the clients count or look up elsewhere, and do without
         # One who has just waited in vain does not wait again for each of a model's ten files.
         is_away = bool(why_away(host))
+        if is_away and self.is_hasty:
+            raise GaveUpError(why_away(host))
         attempt = 0
         while True:
             attempt += 1
-            attempts, asked_to_wait_s, cause = ATTEMPTS, None, None
+            attempts, asked_to_wait_s, cause = _HASTY_ATTEMPTS if self.is_hasty else ATTEMPTS, None, None
             try:
                 response = super().send(request, **options)
             except (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError) as error:
                 reason, cause = _reason(error, limit, request.url.scheme), error
                 if isinstance(error, (http.ConnectError, http.ProxyError)):
                     attempts = _UNCONNECTED_ATTEMPTS
+                elif self.is_hasty and isinstance(error, http.TimeoutException):
+                    attempts = 1
             else:
                 if response.status_code not in PASSING:
                     self.given_up.pop(host, None)
@@ -69,12 +77,37 @@ class _PatientClient(http.Client):
                 reason, asked_to_wait_s = f"answers {response.status_code}", _asked_to_wait_s(response)
                 response.close()
             wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) if asked_to_wait_s is None else asked_to_wait_s
-            if wait_s > _LONGEST_WAIT_S:
+            if (asked_to_wait_s or 0.0) > (_HASTY_WAIT_S if self.is_hasty else _LONGEST_WAIT_S):
                 reason, attempts = f"{reason} and asks to wait {wait_s:.0f} s", attempt
             if is_away or attempt >= attempts:
                 self.given_up[host] = (time.monotonic(), reason)
                 raise GaveUpError(reason) from cause
             wait_and_say(host, reason, wait_s, attempt + 1, attempts)
+
+
+@contextlib.contextmanager
+def hasty() -> Iterator[None]:
+    """Lets requests wait seconds at most, while the block lasts, and asks a host no more that did not answer once.
+
+    For who wants to know how the hub is, and not to have something from it.
+    """
+    _PatientClient.is_hasty = True
+    try:
+        yield
+    finally:
+        _PatientClient.is_hasty = False
+
+
+def ask_hub() -> float:
+    """Returns the seconds that the hub took to answer anything.
+
+    Raises:
+        UserError: A proxy variable is no address.
+        GaveUpError: It does not answer, or only with failures of its own.
+    """
+    started = time.monotonic()
+    get_session().head(constants.ENDPOINT)
+    return time.monotonic() - started
 
 
 def why_away(host: str) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -55,15 +54,15 @@ def refused(error: Exception, name: str, kind: str, revision_key: str, alternati
     said = str(error)
     if own := _find(error, UserError):
         return own
-    if _find(error, GatedRepoError) or (isinstance(error, DatasetNotFoundError) and "gated" in said):
+    if _find(error, GatedRepoError) or (_is_of(error, "DatasetNotFoundError") and "gated" in said):
         return gated(name, alternatives, kind)
-    if _find(error, RevisionNotFoundError) or (isinstance(error, DatasetNotFoundError) and said.startswith("Revision")):
+    if _find(error, RevisionNotFoundError) or (_is_of(error, "DatasetNotFoundError") and said.startswith("Revision")):
         return UserError(f"{name} has no such revision; check {revision_key}")
     if isinstance(error, HFValidationError):
         return UserError(f"'{name}' cannot be the name of a {kind}; expected OWNER/NAME or a folder")
     answer = _find(error, HfHubHTTPError)
     status = answer.response.status_code if answer is not None else 0
-    is_missing = isinstance(error, DatasetNotFoundError) and not is_network_error(error)
+    is_missing = _is_of(error, "DatasetNotFoundError") and not is_network_error(error)
     if is_missing or _find(error, RepositoryNotFoundError):
         access = "your token may not read it" if get_token() else "it is private: run `hf auth login` or set HF_TOKEN"
         return UserError(f"there is no {kind} {name} on the hub, or {access}; check the name, or use {alternatives}")
@@ -96,7 +95,7 @@ def is_network_error(error: BaseException) -> bool:
         return error.response.status_code in PASSING
     if isinstance(error, (ConnectionError, TimeoutError, OfflineModeIsEnabled)):
         return True
-    if any(base.__name__ in ("TransportError", "RequestException", "ClientError") for base in type(error).__mro__):
+    if _is_of(error, "TransportError", "RequestException", "ClientError"):
         return True  # httpx, requests and aiohttp, whichever the hub's clients use
     inner = error.__cause__ or error.__context__
     return inner is not None and is_network_error(inner)
@@ -120,6 +119,11 @@ def _find(error: BaseException | None, kind: type[BaseException]) -> Any:
     return error
 
 
+def _is_of(error: BaseException, *names: str) -> bool:
+    """Tells whether an error is of a class with one of these names, in a library that need not be imported to ask."""
+    return not {base.__name__ for base in type(error).__mro__}.isdisjoint(names)
+
+
 def _short(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
@@ -138,6 +142,10 @@ def gated(
 def unloadable(what: str, name: str, error: Exception) -> UserError:
     """Returns one line for what transformers says at length when it cannot load something."""
     reason = " ".join(str(error).split())
+    if "trust_remote_code" in reason or "contains custom code" in reason:
+        return UserError(
+            f"{name} comes with code of its own, which is never run; give a --model.base that transformers knows itself"
+        )
     if "gated" in reason or "restricted" in reason:
         return gated(name, "--model.base NAME or FOLDER", "model")
     refusal = refused(error, name, "model", "--model.revision", "--model.base FOLDER")

@@ -38,6 +38,16 @@ def download(url: str, path: Path, advice: str) -> None:
             raise unreachable(url, error, advice) from error
 
 
+def require_there(url: str, advice: str) -> None:
+    """Raises `UserError` where a file of the web cannot be had; asks for its head only."""
+    try:
+        response = get_session().head(url, follow_redirects=True, extensions={IS_WANTED: True})
+    except (http.HTTPError, http.InvalidURL, OfflineModeIsEnabled) as error:
+        raise unreachable(url, error, advice) from error
+    if response.status_code != 200:
+        raise UserError(f"{url} answers {response.status_code}; check the address")
+
+
 def _fetch_rest(url: str, path: Path) -> None:
     done = path.stat().st_size if path.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={done}-"} if done else {})}
@@ -46,7 +56,7 @@ def _fetch_rest(url: str, path: Path) -> None:
             raise UserError(f"{url} answers {response.status_code}; check the address")
         done = done if response.status_code == 206 else 0
         total = done + int(response.headers.get("content-length", 0))
-        said_at = time.monotonic()
+        started = said_at = time.monotonic()
         with path.open("r+b" if path.exists() else "wb") as file:
             file.truncate(done)
             file.seek(done)
@@ -54,5 +64,16 @@ def _fetch_rest(url: str, path: Path) -> None:
                 file.write(chunk)
                 if time.monotonic() - said_at >= _SAY_EVERY_S:
                     said_at = time.monotonic()
-                    share = f" of {total / 1e6:.1f}" if total > done else ""
-                    say(f"downloading {url.rsplit('/', 1)[-1]}: {file.tell() / 1e6:.1f}{share} MB")
+                    say(_progress(url.rsplit("/", 1)[-1], file.tell(), total, file.tell() - done, said_at - started))
+
+
+def _progress(name: str, there: int, total: int, fetched: int, seconds: float) -> str:
+    """Returns a line on a download.
+
+    >>> _progress("x.gz", 4_000_000, 25_000_000, 3_000_000, 10.0)
+    'downloading x.gz: 4.0 of 25.0 MB, 70 s left'
+    """
+    if total <= there:
+        return f"downloading {name}: {there / 1e6:.1f} MB"
+    left_s = (total - there) * seconds / fetched
+    return f"downloading {name}: {there / 1e6:.1f} of {total / 1e6:.1f} MB, {left_s:.0f} s left"

@@ -65,6 +65,14 @@ class MaskedEngine(NeuronTraining):
             for projection in self.projections
         }
 
+    def gradients(self) -> dict[str, Tensor | None]:
+        return {
+            f"{ffn.layer}.{projection}": ffn.take(projection, self._neurons_on(ffn), grad) if grad is not None else None
+            for ffn in self._ffns
+            for projection in self.projections
+            for grad in (ffn.linear(projection).weight.grad,)
+        }
+
     def load_weights(self, weights: Weights) -> None:
         for ffn in self._ffns:
             for projection in self.projections:

@@ -121,6 +121,22 @@ class Attached(nn.Module, ABC):
     def after_step(self) -> None:
         """Brings the live weights up to date, where they are not what the optimiser steps."""
 
+    def check_gradients(self, base: PreTrainedModel) -> str:
+        """Returns a line for people on what got no gradient in a step; empty where everything has one.
+
+        Raises:
+            RuntimeError: A gradient reached a frozen weight, or a frozen entry of one.
+        """
+        trained = self.trained()
+        own = {id(weight) for weight in trained}
+        for name, weight in base.named_parameters():
+            if weight.grad is not None and id(weight) not in own and bool(weight.grad.any()):
+                raise RuntimeError(f"the frozen weight {name} has a gradient")
+        self.require_frozen_gradients_zero()
+        without = sum(weight.grad is None for weight in trained)
+        reason = "no text of this step reached them, or nothing of the loss depends on them"
+        return f"warning: {without} of {len(trained)} trained matrices got no gradient: {reason}" if without else ""
+
     def require_frozen_gradients_zero(self) -> None:
         """Raises `RuntimeError` where a gradient reached a frozen entry, for methods in which one could."""
 
@@ -152,6 +168,28 @@ class NeuronTraining(Attached):
         # The engine too: each has its own optimiser states.
         own = {"subnetwork": self.neurons.identity, "projections": list(self.projections), "engine": self.name}
         return {"method": "subnetwork", **own}
+
+    @abstractmethod
+    def gradients(self) -> dict[str, Tensor | None]:
+        """Returns the gradients of `weights`, (S, D); None where there is none."""
+
+    def check_gradients(self, base: PreTrainedModel) -> str:
+        """Returns how many neurons got a gradient of exactly zero; see `Attached.check_gradients`.
+
+        Raises:
+            RuntimeError: As there, or a projection has no gradient at all.
+        """
+        super().check_gradients(base)
+        is_reached: dict[str, Tensor] = {}
+        for name, grad in self.gradients().items():
+            layer, projection = name.split(".")
+            if grad is None:
+                raise RuntimeError(f"the neurons of layer {layer} have no gradient in {projection}_proj")
+            reached = (grad != 0).any(1)
+            is_reached[layer] = is_reached[layer] | reached if layer in is_reached else reached
+        dead, every = sum(int((~reached).sum()) for reached in is_reached.values()), len(self.neurons)
+        reason = "dead units, or such as no token of this step opens"
+        return f"warning: {dead} of {every} neurons got a gradient of exactly zero: {reason}" if dead else ""
 
     def describe(self) -> str:
         return f"{len(self.neurons)} neurons in {len(self.neurons.layers)} layers ({'+'.join(self.projections)})"

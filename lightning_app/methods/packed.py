@@ -59,6 +59,13 @@ class PackedEngine(NeuronTraining):
             for projection, rows in packed.named_parameters()
         }
 
+    def gradients(self) -> dict[str, Tensor | None]:
+        return {
+            f"{layer}.{projection}": rows.grad
+            for layer, packed in self.rows.items()
+            for projection, rows in packed.named_parameters()
+        }
+
     @torch.no_grad()
     def load_weights(self, weights: Weights) -> None:
         for name, rows in self.weights().items():

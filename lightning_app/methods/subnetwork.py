@@ -49,19 +49,20 @@ class RandomNeurons(SubnetworkTraining):
         self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
     ) -> NeuronSet:
         ffns = find_gated_ffns(base)
-        return random_neurons(len(neurons), len(ffns), ffns[0].neurons, self.seed, first_layer)
+        return self.draw(neurons, len(ffns), ffns[0].neurons, first_layer)
+
+    def draw(self, neurons: NeuronSet, layers: int, neurons_per_layer: int, first_layer: int) -> NeuronSet:
+        """Returns neurons in the place of those that speak the language; the same for the same seed."""
+        return random_neurons(len(neurons), layers, neurons_per_layer, self.seed, first_layer)
 
 
-class RandomNeuronsPerLayer(SubnetworkTraining):
+class RandomNeuronsPerLayer(RandomNeurons):
     """Trains as many neurons in each layer as speak the language there, but others: its depth without its neurons."""
 
     name: ClassVar[str] = "random_per_layer"
 
-    def choose(
-        self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
-    ) -> NeuronSet:
-        ffns = find_gated_ffns(base)
-        return random_per_layer(neurons.per_layer(len(ffns)), ffns[0].neurons, self.seed)
+    def draw(self, neurons: NeuronSet, layers: int, neurons_per_layer: int, first_layer: int) -> NeuronSet:
+        return random_per_layer(neurons.per_layer(layers), neurons_per_layer, self.seed)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The base model and its tokenizer: loaded from the hub or a folder, or made from a configuration."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -19,14 +21,18 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON
+from lightning_app.files import JSON, UNREADABLE, one_line
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
+from lightning_app.model.loading import shown_loading
+from lightning_app.progress import ByteProgress
+from lightning_app.run import is_first_process
 
 NEW = "new"
 """Name of a base that is made, not loaded."""
 
 _CAUSAL = "causal_sdpa"
+_UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
 
@@ -76,17 +82,21 @@ def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Bas
         UserError: There is none, it is gated, out of reach, damaged, or lacks weights.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False, output_loading_info=True
-        )
+        with shown_loading(name, revision):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unloadable("model", name, error) from error
     model, found = loaded
-    _require_whole(model, name, sorted(found["missing_keys"]))
-    return Base(model.requires_grad_(False), identity_of(model, name))
+    twice = 2 * sum(weight.nbytes for weight in model.parameters())
+    with ByteProgress(f"checking {name}", twice, is_shown=is_first_process(), is_brief=True) as progress:
+        _require_whole(model, name, sorted(found["missing_keys"]), progress)
+        return Base(model.requires_grad_(False), identity_of(model, name, progress.advance))
 
 
-def _require_whole(model: PreTrainedModel, name: str, missing: list[str]) -> None:
+def _require_whole(model: PreTrainedModel, name: str, missing: list[str], progress: ByteProgress) -> None:
     """Raises `UserError` where files lack weights, which transformers would draw at random, or hold none to use."""
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -97,6 +107,7 @@ def _require_whole(model: PreTrainedModel, name: str, missing: list[str]) -> Non
     for weight_name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"model {name} has NaN or infinite weights in {weight_name}; download it again")
+        progress.advance(weight.nbytes)
 
 
 def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Base:
@@ -139,6 +150,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def _made_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Returns a model of a configuration; raises `UserError` where it is none of a causal language model."""
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    except _UNUSABLE as error:
+        if not str(error).startswith("Unrecognized configuration class"):
+            raise UserError(f"{name or NEW} cannot be built from its configuration: {one_line(error)}") from error
+        raise UserError(
+            f"{name or NEW} is a {config.model_type} model, which is no causal language model; check --model.base"
+        ) from error
+
+
 def read_architecture(architecture: JSON) -> PretrainedConfig:
     """Returns the configuration of ``model_type`` with the given keys."""
     keys = dict(architecture)
@@ -152,15 +175,17 @@ def read_architecture(architecture: JSON) -> PretrainedConfig:
         raise UserError(f"--model.architecture.model_type {model_type}: {reason}") from error
 
 
-def identity_of(model: PreTrainedModel, name: str) -> ModelIdentity:
-    """Returns a model's identity, with a fingerprint unless its weights are on the meta device."""
+def identity_of(
+    model: PreTrainedModel, name: str, seen: Callable[[int], object] = lambda read_bytes: None
+) -> ModelIdentity:
+    """Returns a model's identity, with a fingerprint unless its weights are on the meta device; see `fingerprint`."""
     config = model.config.get_text_config()
     weights = list(model.named_parameters())
     is_meta = any(weight.is_meta for _, weight in weights)
     return ModelIdentity(
         name=name,
         revision=getattr(model.config, "_commit_hash", None) or "",
-        fingerprint="" if is_meta else fingerprint(weights),
+        fingerprint="" if is_meta else fingerprint(weights, seen),
         layers=config.num_hidden_layers,
         neurons_per_layer=getattr(config, "intermediate_size", None) or 0,
         hidden_size=config.hidden_size,
@@ -207,9 +232,9 @@ def base_without_weights(
             config = read_architecture(architecture)
         else:
             config = AutoConfig.from_pretrained(str(name), revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except _UNUSABLE as error:
         raise unloadable("configuration", str(name), error) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = _made_of(config, name, dtype)
     return Base(model.requires_grad_(False), identity_of(model, name or NEW))

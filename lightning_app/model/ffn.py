@@ -62,8 +62,12 @@ class GatedFFN:
 
     def read(self, projection: str, neurons: Tensor) -> Tensor:
         """Returns a copy of the neurons' vectors in one projection, (neurons, D)."""
-        weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
-        return (weight[:, index].t() if projection == "down" else weight[index]).detach().clone()
+        return self.take(projection, neurons, self.linear(projection).weight).detach().clone()
+
+    def take(self, projection: str, neurons: Tensor, matrix: Tensor) -> Tensor:
+        """Returns the neurons' vectors, (neurons, D), of a matrix in a projection's place: its weight or gradient."""
+        index = self.rows_of(projection, neurons)
+        return matrix[:, index].t() if projection == "down" else matrix[index]
 
     @torch.no_grad()
     def write(self, projection: str, neurons: Tensor, vectors: Tensor) -> None:

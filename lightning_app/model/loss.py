@@ -88,6 +88,11 @@ def token_loss_sum(hidden: Tensor, head: OutputHead, labels: Tensor) -> Tensor:
     return _ChunkedCrossEntropy.apply(flat_TD, head.linear.weight, bias, labels.reshape(-1), head.scale, head.softcap)
 
 
+def sequence_loss_sums(hidden: Tensor, head: OutputHead, labels: Tensor) -> Tensor:
+    """Returns `token_loss_sum` of each sequence of a batch on its own, (B,)."""
+    return torch.stack([token_loss_sum(*pair) for pair in zip(hidden, [head] * len(labels), labels, strict=True)])
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

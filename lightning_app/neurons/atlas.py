@@ -139,7 +139,7 @@ class Atlas:
 
 
 def _require_counts(file: NeuronFile, code: str, counts_LN: Tensor, tokens: int) -> None:
-    """Raises `UserError` unless every neuron of the model was open for some of the tokens, from none to all."""
+    """Raises `UserError` unless every neuron of the model was open for none to all of the tokens, and some for one."""
     layers, neurons = file.model.layers, file.model.neurons_per_layer
     if counts_LN.dtype != torch.int64 or tuple(counts_LN.shape) != (layers, neurons) or not counts_LN.numel():
         raise file.refuse(
@@ -148,6 +148,8 @@ def _require_counts(file: NeuronFile, code: str, counts_LN: Tensor, tokens: int)
     if not 0 < tokens < 1 << 62:
         raise file.refuse(f"tokens of {code} is {tokens}, expected a number above zero")
     low, high = int(counts_LN.min()), int(counts_LN.max())
+    if low == high == 0:
+        raise file.refuse(f"counts.{code} are all 0, no gate opened for any of {tokens} tokens")
     if low < 0 or high > tokens:
         raise file.refuse(
             f"counts.{code} has a count of {low if low < 0 else high}, expected 0 to the {tokens} tokens counted"

@@ -1,16 +1,22 @@
 """What is refused before text is tokenised, weights are loaded or a step is made: a function for each."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
+import torch
+
 from datamodules.glotcc import GlotCCDataModule
 from lightning_app.errors import UserError
+from lightning_app.files import require_folder
+from lightning_app.languages import find_language
 from lightning_app.methods.registry import METHODS
 from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
+from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.module import SparseSubnetModule
@@ -44,6 +50,8 @@ class Checked:
 def check_numbers(run: Checked) -> None:
     """Rates, decays and steps are numbers that an optimiser can work with."""
     module = run.module
+    if not isinstance(module.betas, (tuple, list)) or len(module.betas) != 2:
+        raise UserError(f"--model.betas is {module.betas}; expected two numbers, at least 0 and below 1")
     first, second = module.betas
     expected = {
         f"lr is {module.lr:g}; expected a number above 0": 0 < module.lr < inf,
@@ -88,6 +96,27 @@ def check_neurons_are_trained(run: Checked) -> None:
             )
 
 
+def check_cache_is_a_folder(run: Checked) -> None:
+    """The folder of caches is one, or can be made."""
+    require_folder(run.data.corpus.cache_dir, "--data.cache_dir")
+
+
+def check_files_are_read(run: Checked) -> None:
+    """Own text is given for languages that something reads: to train on, to profile, or to calibrate with."""
+    used = {share.language.glotcc for share in run.data.shares}
+    used |= {language.glotcc for language in run.profiling.pool(run.module.languages)}
+    if code := getattr(run.module.method, "source_language", None):
+        source = find_language(code)
+        used.add(source.glotcc)
+        run.data.corpus.require_text([source])
+    for code in run.data.corpus.files:
+        if code not in used:
+            raise UserError(
+                f"--data.files has text of {find_language(code)}, which is neither trained on nor profiled; leave it "
+                "out, or name the language in --language, --data.replay or --profiling.languages"
+            )
+
+
 def check_base_has_gated_ffns(run: Checked) -> None:
     """The base has neurons, as far as its configuration tells."""
     if run.selects_neurons:
@@ -104,18 +133,41 @@ def check_blocks_fit_the_context(run: Checked) -> None:
         )
 
 
+def check_method_fits_the_base(run: Checked) -> None:
+    """The base has what the method trains: the layers that are named, the matrices that an adapter is put beside."""
+    module = run.module
+    if module.base_name is None:
+        return
+    identity = run.base.identity
+    if module.first_layer >= identity.layers:
+        raise UserError(f"--model.first_layer is {module.first_layer}; {identity.name} has {identity.layers} layers")
+    one_each = NeuronSet({layer: torch.zeros(1, dtype=torch.int64) for layer in range(identity.layers)})
+    # Of its own: attaching changes the model.
+    base = base_without_weights(module.base_name, module.revision).model
+    module.method.attach(base, one_each if module.method.needs_neurons else None)
+
+
 def check_subnetwork_is_the_bases(run: Checked) -> None:
-    """The subnetwork file that is named belongs to a model of the base's shape."""
-    path = run.module.subnetwork_path
+    """The subnetwork file that is named belongs to a model of the base's shape, and has neurons of the languages."""
+    module, path = run.module, run.module.subnetwork_path
     if run.selects_neurons and path is not None:
-        Subnetworks.load(path).model.require_same(run.base.identity, "subnetwork", path)
+        subnetworks = Subnetworks.load(path)
+        subnetworks.model.require_same(run.base.identity, "subnetwork", path)
+        if module.languages:
+            subnetworks.to_train(module.languages, module.first_layer, path)
 
 
 def check_atlas_is_the_bases(run: Checked) -> None:
-    """The atlas that is named, if it exists, belongs to a model of the base's shape."""
+    """The atlas that is named belongs to a model of the base's shape, or can be made."""
     path = run.profiling.atlas_path
-    if run.selects_neurons and run.module.subnetwork_path is None and path is not None and path.exists():
+    if not run.selects_neurons or run.module.subnetwork_path is not None or path is None:
+        return
+    if path.exists():
         Atlas.load(path).model.require_same(run.base.identity, "atlas", path)
+        return
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--profiling.atlas is {path}, which cannot be written in {there}; name a file elsewhere")
 
 
 CHECKS: tuple[Callable[[Checked], None], ...] = (
@@ -124,7 +176,10 @@ CHECKS: tuple[Callable[[Checked], None], ...] = (
     check_base_is_one,
     check_neurons_are_trained,
     check_blocks_fit_the_context,
+    check_cache_is_a_folder,
+    check_files_are_read,
     check_base_has_gated_ffns,
+    check_method_fits_the_base,
     check_subnetwork_is_the_bases,
     check_atlas_is_the_bases,
 )

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import DryRunError, HfHubHTTPError
+from huggingface_hub import constants
 
 from datamodules.glotcc import GlotCCDataModule
 from datamodules.order import RunLength
@@ -16,6 +15,7 @@ from lightning_app.errors import UserError
 from lightning_app.languages import Language
 from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.limit import device_rate, forward_flop, frozen_step_flop, known_peak
+from lightning_app.model.loading import base_size
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import all_neurons
@@ -197,7 +197,7 @@ class Planner:
         # The target is wanted for training and for profiling, from one cache: the larger of the two.
         supplies = list({s.language: s for s in sorted(supplies, key=lambda s: s.missing)}.values())
         name = self.module.base_name
-        base, download = _base_size(name, self.module.revision) if name is not None else (0, 0)
+        base, download = base_size(name, self.module.revision) if name is not None else (0, 0)
         tokens = sum(4 * supply.missing for supply in supplies)
         checkpoints = 3 * 12 * trained  # weights and two states in fp32: the best, the last, one being written
         corpus = self.data.corpus
@@ -253,17 +253,3 @@ def _look_at_disks(*needs: tuple[Path, int]) -> tuple[int, list[str]]:
         wanted[disk] = wanted.get(disk, 0) + needed
     too_small = [str(there) for disk, (left, there) in free.items() if wanted[disk] > left]
     return min(left for left, _ in free.values()), too_small
-
-
-def _base_size(name: str, revision: str | None) -> tuple[int | None, int | None]:
-    """Returns the bytes of a base's files and how many of them are still to be downloaded; None where unknown."""
-    if Path(name).is_dir():
-        return sum(path.stat().st_size for path in Path(name).glob("*.safetensors")), 0
-    try:
-        files = snapshot_download(
-            name, revision=revision, dry_run=True, allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
-            ignore_patterns=["consolidated*", "*/*"],
-        )  # fmt: skip
-    except (DryRunError, HfHubHTTPError, OSError):
-        return None, None
-    return sum(f.file_size or 0 for f in files), sum(f.file_size or 0 for f in files if f.will_download)

@@ -54,13 +54,14 @@ class LanguageCount:
         tokens: Tokens counted so far, by all processes.
         tokens_per_second: Of all processes, while counting.
         curve: Tokens and overlap of the two halves' sets, wherever that was looked at.
+        is_ended: Whether it goes no further, though there may be more text.
     """
 
     def __init__(self, language: Language, blocks: Blocks, source: Identity, counter: GateCounter) -> None:
         self.language, self.blocks, self.source = language, blocks, source
         self.curve: list[tuple[int, float]] = []
-        self.tokens, self.tokens_per_second = 0, 0.0
-        self._counter, self._tokens_H, self._batches, self._done = counter, [0, 0], 0, 0
+        self.tokens, self.tokens_per_second, self.is_ended = 0, 0.0, False
+        self._counter, self._tokens_H, self._batches, self._done, self._blocks = counter, [0, 0], 0, 0, 0
 
     @property
     def is_exhausted(self) -> bool:
@@ -81,11 +82,31 @@ class LanguageCount:
                 self._tokens_H[self._counter.half] += batch_BT.numel()
                 self._batches += 1
                 progress.advance(batch_BT.numel() * processes.count)
-            self.tokens_per_second = progress.tokens_per_second or self.tokens_per_second
-        self._done, self.tokens = len(mine), until * self.blocks.tokens // len(self.blocks)
+            self.tokens_per_second = progress.rate or self.tokens_per_second
+        self._go_to(until, processes)
+
+    def _go_to(self, block: int, processes: Processes) -> None:
+        self._blocks, self._done = block, len(range(processes.rank, block, processes.count))
+        self.tokens = block * self.blocks.tokens // len(self.blocks)
 
     def halves(self, processes: Processes) -> tuple[Tensor, Tensor]:
         """Returns counts (2, L, N) and tokens (2,) of both halves, summed over processes, on the CPU. Collective."""
         counts_HLN = processes.sum(self._counter.counts_HLN)
         tokens_H = processes.sum(torch.tensor(self._tokens_H, device=counts_HLN.device))
         return counts_HLN.cpu(), tokens_H.cpu()
+
+    def state(self, processes: Processes) -> dict[str, Tensor]:
+        """Returns what all processes have counted, and how far they are, for `take`. Collective."""
+        counts_HLN, tokens_H = self.halves(processes)
+        batches_P = torch.zeros(processes.count, dtype=torch.int64, device=self._counter.counts_HLN.device)
+        batches_P[processes.rank] = self._batches
+        blocks = torch.tensor(self._blocks)
+        return {"counts": counts_HLN, "tokens": tokens_H, "batches": processes.sum(batches_P).cpu(), "blocks": blocks}
+
+    def take(self, state: dict[str, Tensor], processes: Processes) -> None:
+        """Takes over a `state`; the first process has the counts of all."""
+        if processes.is_first:
+            self._counter.counts_HLN.copy_(state["counts"])
+            self._tokens_H = state["tokens"].tolist()
+        self._batches = int(state["batches"][processes.rank])
+        self._go_to(int(state["blocks"]), processes)

@@ -7,6 +7,7 @@ from filelock import FileLock
 
 from datamodules.corpus import Corpus
 from lightning_app.errors import UserError
+from lightning_app.files import JSON
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
 from lightning_app.model.base import Base
@@ -17,6 +18,7 @@ from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.counting import GateCounter, LanguageCount
 from lightning_app.profiling.processes import Processes
 from lightning_app.profiling.settings import ProfilingSettings
+from lightning_app.profiling.unfinished import UnfinishedCounts
 from lightning_app.progress import short
 
 _TINY = 20
@@ -71,10 +73,10 @@ class Profiler:
         self.corpus.require_text(missing)
         say(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before")
         if self.settings.stop_when_stable is not None:
-            self._count_until_stable([self._begin(language) for language in missing], pool, atlas, path)
+            self._count_until_stable(missing, pool, atlas, path)
         else:
-            for language in missing:
-                count = self._begin(language)
+            # The text of all of them first: one that has too little is told before the first is counted.
+            for count in [self._begin(language) for language in missing]:
                 self._advance(count, len(count.blocks))
                 self._finish(count, atlas, path)
         self.processes.wait()
@@ -116,6 +118,11 @@ class Profiler:
     def _finish(self, count: LanguageCount, atlas: Atlas, path: Path) -> None:
         """Adds a language to the atlas and saves it."""
         counts_HLN, tokens_H = count.halves(self.processes)
+        if not counts_HLN.any():
+            raise UserError(
+                f"no gate of {self.base.identity.name} opened for any of {count.tokens} tokens of {count.language}: it "
+                "computes nothing that can be counted; download it again, or try another --trainer.precision"
+            )
         atlas.add(count.language, counts_HLN.sum(0), int(tokens_H.sum()), count.source)
         if count.curve:
             curve = [[tokens, round(overlap, 4)] for tokens, overlap in count.curve]
@@ -127,19 +134,38 @@ class Profiler:
         speed = short(count.tokens_per_second)
         self.processes.say(f"profiling {count.language}: {short(count.tokens)} tokens, {speed} tok/s{overlap}")
 
-    def _count_until_stable(self, counts: list[LanguageCount], pool: list[Language], atlas: Atlas, path: Path) -> None:
+    def _count_until_stable(self, missing: list[Language], pool: list[Language], atlas: Atlas, path: Path) -> None:
         """Counts languages side by side, because the set of each depends on all, and stops each at its own time."""
-        running, enough = counts, self.settings.stop_when_stable or 1.0
-        for look in range(1, _LOOKS + 1):
+        enough = self.settings.stop_when_stable or 1.0
+        kept = UnfinishedCounts(path.with_suffix(".unfinished"), self._looks_depend_on(pool), self.processes)
+        counts = [self._begin(language) for language in kept.languages(missing)] if missing else []
+        looks = kept.restore(counts) if counts else 0
+        if looks:
+            self.processes.say(f"going on with {kept.path}: looked {looks} of {_LOOKS} times")
+        while True:
+            for count in counts:
+                if count.is_ended and count.language not in atlas:
+                    self._finish(count, atlas, path)
+            running = [count for count in counts if not count.is_ended]
+            if not running:
+                break
+            looks += 1
             for count in running:
-                self._advance(count, -(-len(count.blocks) * look // _LOOKS))
+                self._advance(count, -(-len(count.blocks) * looks // _LOOKS))
             overlaps = self._overlaps(counts, pool, atlas)
             for count in running:
                 if overlaps:
                     count.curve.append((count.tokens, overlaps[count.language.glotcc]))
-                if (overlaps and count.curve[-1][1] >= enough) or count.is_exhausted:
-                    self._finish(count, atlas, path)
-            running = [count for count in running if count.language not in atlas]
+                count.is_ended = bool(overlaps and count.curve[-1][1] >= enough) or count.is_exhausted
+            kept.keep(counts, looks)
+        kept.remove()
+
+    def _looks_depend_on(self, pool: list[Language]) -> JSON:
+        settings = self.settings
+        numbers = [settings.tokens_per_language, self.block_size, settings.batch_size, self.processes.count]
+        shares = [settings.stop_when_stable, settings.rate, settings.quantile]
+        base = [self.base.identity.fingerprint, self.corpus.tokenizer_digest]
+        return {"of": [*base, *numbers, *shares], "pool": [language.glotcc for language in pool]}
 
     def _overlaps(self, counts: list[LanguageCount], pool: list[Language], atlas: Atlas) -> dict[str, float]:
         """Returns per GlotCC code how far the sets selected from the two halves overlap; nothing while one is empty.

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -26,10 +25,9 @@ from lightning_app.comparison.results import RunResult, require_comparable
 from lightning_app.files import JSON, write_text
 from lightning_app.progress import duration, short
 from lightning_app.reports.findings import findings, languages, number, rate
+from lightning_app.reports.layout import as_json, blocks, shortened, wrapped
 from lightning_app.reports.plots import draw_curves, draw_front
 
-_WIDTH = 118
-_LONGEST_LABEL = 60
 _COSTS = ("seconds", "tokens_per_second", "peak_gib")
 
 
@@ -138,19 +136,6 @@ def _row(group: Group, watched: Sequence[str], tasks: Sequence[str]) -> JSON:
     } | {name: group.mean(attrgetter(name)) for name in _COSTS}
 
 
-def as_json(described: object) -> str:
-    """Returns plain data as JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(described), indent=2, ensure_ascii=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def format_csv(described: JSON) -> str:
     """Returns every row in full precision; intervals are columns of their own, unknown numbers are empty."""
     watched, tasks = described["watched"], described["tasks"]
@@ -235,31 +220,8 @@ def format_terminal(described: JSON) -> str:
     rows = [row for row in described["rows"] if row["is_best_rate"]]
     table = [_cells(row, described["watched"], described["tasks"]) for row in rows]
     for row in table:
-        row["method"] = _shortened(row["method"])
-    return "\n\n".join([*_blocks(table), *map(_wrapped, described["findings"])])
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
-
-
-def _wrapped(sentence: str) -> str:
-    return textwrap.fill(sentence, _WIDTH)
-
-
-def _blocks(table: list[dict[str, str]]) -> Iterator[str]:
-    widths = {heading: max(len(heading), *(len(row[heading]) for row in table)) for heading in table[0]}
-    ends, wanted = ["method", "rate"], [heading for heading in table[0] if heading not in ("method", "rate")]
-    while wanted:
-        block = list(ends)
-        while wanted and (len(block) == 2 or sum(widths[h] + 2 for h in [*block, wanted[0]]) - 2 <= _WIDTH):
-            block.append(wanted.pop(0))
-        first, *others = block
-        lines = [dict.fromkeys(block, "") | {heading: heading for heading in block}, *table]
-        yield "\n".join(
-            "  ".join([f"{line[first]:<{widths[first]}}", *(f"{line[h]:>{widths[h]}}" for h in others)]).rstrip()
-            for line in lines
-        )
+        row["method"] = shortened(row["method"])
+    return "\n\n".join([*blocks(table, ("method", "rate")), *map(wrapped, described["findings"])])
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult], scaled: Scaled | None = None) -> list[Path]:

@@ -10,9 +10,15 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.planning.plan import DiskPlan, MemoryPlan, Plan, TimePlan
 from lightning_app.progress import duration, short
-from lightning_app.training.metrics import Losses
+from lightning_app.training.metrics import NOISE, Errors, Losses, is_beyond_noise
 
 _GIB = 2**30
+
+LOSSES = (
+    "nats per token are the mean of -ln of the right token's probability, bits per byte compare across tokenizers; "
+    f"lower is better, and 'worse' is a rise of more than {NOISE:g} standard errors over the blocks of the text"
+)
+"""What the figures are, for whoever sees them the first time."""
 
 
 def describe_subnetworks(subnetworks: Subnetworks, model: ModelIdentity) -> JSON:
@@ -92,13 +98,30 @@ def _format_overlap(overlap: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
-def format_losses(losses: Losses, before: Losses, targets: Sequence[str]) -> str:
-    """Returns loss (nats per token) and bits per byte of every language, and the changes where ``before`` has it."""
+def worst_first(losses: Losses, before: Losses, errors: Errors) -> dict[str, bool]:
+    """Returns which languages got worse by more than noise, those that did first, the worst of them at the head.
+
+    >>> losses = {"cy": [2.0, 1.0], "en": [2.5, 1.0], "ru": [2.9, 1.0]}
+    >>> worst_first(losses, dict.fromkeys(losses, [2.2, 1.0]), dict.fromkeys(losses, 0.1))
+    {'ru': True, 'en': True, 'cy': False}
+    """
+    rises = {code: loss - before.get(code, [loss])[0] for code, (loss, _) in losses.items()}
+    is_worse = {code: is_beyond_noise(rise, errors.get(code)) for code, rise in rises.items()}
+    ordered = sorted(losses, key=lambda code: (not is_worse[code], -rises[code] if is_worse[code] else 0.0))
+    return {code: is_worse[code] for code in ordered}
+
+
+def format_losses(losses: Losses, before: Losses, targets: Sequence[str], errors: Errors) -> str:
+    """Returns loss (nats per token) and bits per byte of every language, and the changes where ``before`` has it.
+
+    What got worse by more than noise comes first, and says so.
+    """
     lines = [f"{'language':<22}{'loss':>9}{'change':>9}{'bits/byte':>11}{'change':>9}"]
-    for code, (loss, bits) in losses.items():
+    for code, is_worse in worst_first(losses, before, errors).items():
+        loss, bits = losses[code]
         language = find_language(code)
         name = f"{language.name} ({code})" if language.name != code else code
-        mark = " <- target" if code in targets else ""
+        mark = (" worse" if is_worse else "") + (" <- target" if code in targets else "")
         if code in before:
             changes = f"{loss - before[code][0]:>+9.4f}{bits:>11.4f}{bits - before[code][1]:>+9.4f}"
         else:

@@ -20,20 +20,13 @@ from lightning_app.files import JSON, load_checkpoint
 from lightning_app.languages import Language, find_languages
 from lightning_app.methods.method import Attached, Calibration, Weights
 from lightning_app.methods.registry import DEFAULT, build_method
-from lightning_app.model.base import (
-    Base,
-    attend_without_masks,
-    base_dtype,
-    load_base,
-    new_base,
-    recompute_activations,
-)
+from lightning_app.model.base import Base, attend_without_masks, base_dtype, load_base, new_base, recompute_activations
 from lightning_app.model.generation import continue_text
-from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, token_loss_sum
+from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, sequence_loss_sums, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.training.calibration import make_calibration
-from lightning_app.training.compilation import compile_layers, require_compiler
+from lightning_app.training.compilation import compile_layers
 from lightning_app.training.metrics import Losses, ValidationLosses
 from lightning_app.training.trainer import NeuroglotTrainer
 
@@ -176,30 +169,32 @@ class SparseSubnetModule(LightningModule):
         if self.attached is not None:
             return
         model = self.base.model
-        self.losses = ValidationLosses(len(self.data.validation_languages), len(self.data.paper_languages))
+        read = self.data.evaluation  # nothing in predict
+        blocks = [len(read.get(language.glotcc, [])) for language in self.data.validation_languages]
+        self.losses = ValidationLosses(blocks, len(self.data.paper_languages))
         self.head = OutputHead.of(model)
-        if is_trained := self._running.state.fn == "fit":
-            if self.activation_checkpointing:
-                recompute_activations(model)
+        is_trained = self._running.state.fn == "fit"
+        if is_trained and self.activation_checkpointing:
+            recompute_activations(model)
+        if is_trained:
             self.attached = self.method.attach(model, self.neurons)
-            if self.is_compiled:
-                require_compiler(self._running.strategy.root_device)
-                compile_layers(model, self.attached)
+        if self.attached is not None and self.is_compiled:
+            compile_layers(model, self.attached)
         model.train(is_trained)
 
-    def _loss_sum(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns summed nats and the number of predicted tokens; position t predicts token t + 1."""
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the last hidden states and the tokens they predict; position t predicts token t + 1."""
         # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
         with torch.compiler.set_stance("default" if self.training else "force_eager"):
             hidden = self.base.model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
-        labels = batch["labels"][:, 1:]
-        return token_loss_sum(hidden[:, :-1], self.head, labels), (labels != IGNORED).sum()
+        return hidden[:, :-1], batch["labels"][:, 1:]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Returns the mean loss per token in nats; twice, because Lightning scales ``loss`` in place."""
         # What a method or a base draws (dropout) is a function of the position, so that a resumed run draws the same.
         torch.manual_seed(self.data.seed + 1_000_003 * batch_idx + self.global_rank)
-        nats, tokens = self._loss_sum(batch)
+        hidden, labels = self._hidden(batch)
+        nats, tokens = token_loss_sum(hidden, self.head, labels), (labels != IGNORED).sum()
         return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
 
     def _at_work(self) -> Attached:
@@ -217,10 +212,11 @@ class SparseSubnetModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Checks once that masked gradients are masked."""
+        """Checks the gradients of the first step: none where nothing is trained, one wherever something is."""
         if not self._checked_gradients:
-            self._at_work().require_frozen_gradients_zero()
             self._checked_gradients = True
+            if note := self._at_work().check_gradients(self.base.model):
+                self.print(note)
 
     def optimizer_step(
         self,
@@ -246,8 +242,9 @@ class SparseSubnetModule(LightningModule):
         if not self._checked_head:
             self.head.require_agreement(self.base.model, batch["input_ids"][:1, :8])
             self._checked_head = True
-        nats, tokens = self._loss_sum(batch)
-        self.losses.add(dataloader_idx, nats, tokens, batch["text_bytes"])
+        hidden, labels = self._hidden(batch)
+        nats_B = sequence_loss_sums(hidden, self.head, labels)
+        self.losses.add(dataloader_idx, batch["blocks"], nats_B, (labels != IGNORED).sum(1), batch["text_bytes"])
 
     def losses_now(self) -> Losses:
         """Returns the losses of the validation that has just run over all processes. Collective the first time."""

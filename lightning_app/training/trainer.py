@@ -8,12 +8,15 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from datamodules.glotcc import GlotCCDataModule
 from datamodules.order import RunLength
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint, save_checkpoint
 from lightning_app.model.base import base_dtype
+from lightning_app.progress import ByteProgress, bytes_of, watched
+from lightning_app.training.launching import end_together
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,11 +24,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: JSON, path: _PATH, storage_options: object = None) -> None:
         """Saves ``checkpoint`` to ``path``."""
-        save_checkpoint(Path(path), checkpoint)
+        path = Path(path)
+        progress = ByteProgress(f"saving {path.name}", _tensor_bytes(checkpoint), is_brief=True)
+        with watched(progress, lambda: bytes_of(path.parent, f".{path.name}.*")):
+            save_checkpoint(path, checkpoint)
 
     def load_checkpoint(self, path: _PATH, map_location: object = None, weights_only: bool | None = None) -> JSON:
         """Loads a checkpoint to the CPU, tensors and plain data only; raises `UserError` where it cannot."""
-        return load_checkpoint(Path(path))
+        checkpoint = load_checkpoint(Path(path))
+        checkpoint.get("callbacks", {}).pop("Timer", None)  # a limit of time is of each start, not of the whole run
+        return checkpoint
 
 
 class NeuroglotTrainer(Trainer):
@@ -72,15 +80,25 @@ class NeuroglotTrainer(Trainer):
             raise UserError("--trainer.validate_every, accumulate_grad_batches and save_every must be above zero")
         if kwargs.get("max_steps") == 0:
             raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
+        limit = kwargs.get("limit_train_batches")
+        if limit is not None and not (isinstance(limit, float) and limit == 1.0):
+            raise UserError(
+                f"--trainer.limit_train_batches is {limit}: a run limited so could never go on; limit its steps, "
+                "--trainer.max_steps, or its text, --data.token_budget"
+            )
+        if kwargs.get("fast_dev_run"):
+            raise UserError("--trainer.fast_dev_run keeps nothing that a run is made of; give --trainer.max_steps 1")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise UserError(
+                f"--trainer.gradient_clip_val is {gradient_clip_val}; expected a number above zero, or null"
+            )
         base_dtype(precision)
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
             accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
             log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices, plugins=_plugins(plugins),
-            # One pass over an order that holds every epoch: a position in it is one number.
-            max_epochs=1, min_epochs=None,
-            # The length of a run is the data module's; another one here would end it elsewhere.
-            min_steps=None,
+            # One pass over an order that holds every epoch, as long as the data module says: a position is one number.
+            max_epochs=1, min_epochs=None, min_steps=None,
             # Repeats a few batches for ever: the position in the text would no longer be true.
             overfit_batches=0.0,
             # A loader made anew would begin at the position of the checkpoint again.
@@ -100,11 +118,20 @@ class NeuroglotTrainer(Trainer):
         )  # fmt: skip
         self.validate_every, self.save_every = validate_every, save_every
         self.stop_after_nonfinite = stop_after_nonfinite
+        end_together(self.strategy)
 
     @property
     def length(self) -> RunLength:
         """How long the run is: the token budget's length, or ``max_steps`` where that is less."""
         return self.datamodule.length
+
+
+def _tensor_bytes(content: object) -> int:
+    """Returns the bytes of all tensors in a checkpoint."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_tensor_bytes, inside))
 
 
 def _plugins(given: Any) -> list[Any]:

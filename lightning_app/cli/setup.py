@@ -1,0 +1,46 @@
+"""A run as ``doctor`` looks at it: what the keys describe, or why they cannot be used."""
+
+from pathlib import Path
+
+from lightning_app.cli.doctor import DOCTOR
+from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.doctor.setup import Setup
+from lightning_app.errors import UserError
+from lightning_app.model.base import base_dtype
+from lightning_app.planning.checks import Checked
+from lightning_app.planning.planner import Launch
+
+
+class _SetupCLI(NeuroglotCLI):
+    """Notes why its keys cannot be used instead of ending there."""
+
+    refusal = ""
+
+    def instantiate_classes(self) -> None:
+        """Instantiates what the keys describe, if they describe anything."""
+        try:
+            super().instantiate_classes()
+        except UserError as error:
+            self.refusal = str(error)
+
+
+def read_setup(arguments: list[str], shows_all: bool) -> Setup:
+    """Returns what the arguments describe.
+
+    Raises:
+        UserError: There is no such key, or no such configuration.
+    """
+    cli = _SetupCLI(DOCTOR, arguments, shows_all)
+    if cli.refusal:
+        return Setup(cli.config, None, cli.refusal)
+    run, trainer = Checked(cli.model, cli.datamodule, cli.profiling), cli.config.trainer
+    try:
+        fabric = cli.make_fabric()
+    except UserError as error:
+        return Setup(cli.config, run, launch_refusal=str(error))
+    launch = Launch(
+        base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
+        trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir),
+    )  # fmt: skip
+    devices = len(getattr(fabric.strategy, "parallel_devices", None) or [fabric.device])
+    return Setup(cli.config, run, launch=launch, devices=devices)

@@ -1,0 +1,90 @@
+"""Packed text as models read it: documents between their special tokens, budgets, samples."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.chunking import PackedBlocks, cut_blocks, usable_tokens
+from datamodules.token_cache import TokenCache
+from datamodules.tokenizers import start_token
+from tests.faults import refusal
+from tests.tokenizer_kinds import BOS, EOS, KINDS, LATIN, TEXTS, all_of, corpus_of, made
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request):
+    return made(request.param)
+
+
+def test_bos_is_found_only_where_the_tokenizer_itself_sets_it():
+    found = {kind: start_token(made(kind)) for kind in KINDS}
+    assert found == {"byte-level": None, "byte-level with BOS": BOS, "dummy prefix": BOS, "unigram": BOS}
+
+
+def write_cache(folder, lengths, generator):
+    tokens = generator.integers(10, 1000, sum(lengths)).astype(np.uint32)
+    tokens.tofile(folder / "tokens.bin")
+    np.cumsum(lengths).astype(np.int64).tofile(folder / "ends.bin")
+    cache = TokenCache(folder, {"tokens": len(tokens), "documents": len(lengths)})
+    return cache, np.split(tokens.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_packed_blocks_are_the_documents_between_their_special_tokens(seed, tmp_path):
+    """Against a naive concatenation: empty documents, long ones, blocks of any size, with and without specials."""
+    generator = np.random.default_rng(seed)
+    longest = int(generator.choice([1, 3, 30, 300]))
+    lengths = [0, *generator.integers(0, longest + 1, int(generator.integers(1, 40))).tolist(), 1]
+    cache, documents = write_cache(tmp_path, lengths, generator)
+    for start, separator in ((None, None), (None, 5), (4, None), (4, 5)):
+        around = [[] if token is None else [token] for token in (start, separator)]
+        stream = [token for document in documents for token in [*around[0], *document.tolist(), *around[1]]]
+        for size in {1, 2, 3, int(generator.integers(1, 80)), len(stream)}:
+            budget = int(generator.choice([10**9, max(1, len(stream) // 2)]))
+            blocks = PackedBlocks(cache, size, budget, separator, start)
+            count = min(budget, len(stream)) // size
+            assert blocks.available == len(stream)
+            assert blocks.tokens == count * size
+            assert all_of(blocks) == [stream[index * size : (index + 1) * size] for index in range(count)]
+            with pytest.raises(IndexError):
+                blocks[count]
+        if separator is not None:
+            assert usable_tokens("packed", 7, np.array(lengths), specials=1 + (start is not None)) == len(stream)
+
+
+def test_training_text_begins_documents_as_the_tokenizer_does(tokenizer, tmp_path):
+    corpus = corpus_of(tokenizer, TEXTS[:40], tmp_path)
+    head = [] if start_token(tokenizer) is None else [BOS]
+    stream = [
+        token for text in TEXTS[:40] for token in [*head, *tokenizer(text, add_special_tokens=False)["input_ids"], EOS]
+    ]
+    blocks, cache = corpus.training_blocks(LATIN, 10**9, "packed", 32)
+    assert all_of(blocks) == [stream[i * 32 : (i + 1) * 32] for i in range(len(stream) // 32)]
+    assert blocks.available == len(stream)
+    plain = cut_blocks("plain", cache, 32, 10**9, EOS, BOS)
+    assert not {BOS, EOS} & {token for block in all_of(plain) for token in block}
+
+
+def test_a_budget_counts_the_special_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.sources._BATCH", 1)
+    short = ["ab"] * 100
+    for kind, around in (("byte-level", 1), ("byte-level with BOS", 2)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        blocks, cache = corpus_of(made(kind), short, folder).training_blocks(LATIN, 60, "packed", 10)
+        each = len(made(kind)("ab", add_special_tokens=False)["input_ids"]) + around
+        assert cache.documents == -(-60 // each)
+        assert len(blocks) == 6
+
+
+def test_a_sample_is_the_first_of_the_text_packed_as_in_training(tokenizer, tmp_path):
+    corpus = corpus_of(tokenizer, TEXTS[:40], tmp_path)
+    sample = list(corpus.sample(LATIN, 3, 50))
+    assert [block.tolist() for block in sample] == all_of(corpus.training_blocks(LATIN, 150, "packed", 50)[0])
+    assert all(block.dtype == torch.int64 and block.shape == (50,) for block in sample)
+    plain = list(corpus.sample(LATIN, 2, 50, special=False))
+    first = [token for text in TEXTS[:40] for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert torch.cat(plain).tolist() == first[:100]
+    assert 0 < len(list(corpus.sample(LATIN, 10**6, 1000))) < 100
+    with refusal("less than one sequence of 1000000"):
+        corpus.sample(LATIN, 1, 10**6)
