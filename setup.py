@@ -18,6 +18,7 @@ from setuptools.errors import SetupError
 ROOT = Path(__file__).resolve().parent
 FOLDERS = ("lightning_app", "callbacks", "datamodules")
 DATA = [f"**/*.{suffix}" for suffix in ("json", "jsonl", "tsv", "yaml", "yml", "md", "txt", "jinja")]
+DATA.append("**/tasks/_[a-z]*")  # what task files include: the harness takes every .yaml for a task
 _STARTS = tuple(f"{folder}." for folder in FOLDERS)
 _NAME = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:\.\w+)*")
 

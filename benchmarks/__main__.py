@@ -11,6 +11,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, w
 import torch
 
 from benchmarks import suites
+from benchmarks.evaluation import evaluation
 from benchmarks.measure import Result, as_rows, machine, table
 from benchmarks.plots import draw_scaling
 from benchmarks.subjects import VARIANTS
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--scaling", default="13m:1x512", help="model and batch around which things are scaled")
     parser.add_argument("--sizes", default="3m,13m,37m,95m", help="models to scale over")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--suites", default="train_step,plan,loss,profiling,token_cache,scaling")
+    parser.add_argument("--suites", default="train_step,plan,loss,profiling,token_cache,evaluation,scaling")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)
@@ -69,6 +70,8 @@ def measure(args: argparse.Namespace) -> list[Result]:
                 results += suites.profiling(setting.shape, device, dtype, setting.tokens, args.rounds)
         elif suite == "token_cache":
             results += suites.token_cache(args.rounds)
+        elif suite == "evaluation":
+            results += evaluation(device, dtype, args.rounds)
         elif suite == "scaling":
             around = suites.Setting.parse(args.scaling)
             results += suites.scaling(around, args.sizes.split(","), device, dtype, max(3, args.rounds - 2))

@@ -1,19 +1,23 @@
-"""Saves the result of a run where its method has a form of its own: a transformers folder, or PEFT's adapter."""
+"""Saves the result of a run in the form that its users read: a delta, a transformers folder, or PEFT's adapter."""
 
 import shutil
+from pathlib import Path
 
 from lightning.pytorch import Callback
 from safetensors import SafetensorError
 
-from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode, sync
-from lightning_app.progress import ByteProgress, bytes_of, watched
+from lightning_app.errors import UserError
+from lightning_app.export.base_files import BaseFiles
+from lightning_app.export.delta import LanguageDelta
+from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode, size_on_disk, sync
+from lightning_app.progress import ByteProgress, bytes_of, short, watched
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 
 
 class SaveResult(Callback):
-    """Writes the best weights and the tokenizer to ``model/`` (for use as ``--model.base``) or ``adapter/``.
+    """Writes the best weights to ``delta.safetensors``, where neurons were trained, or to ``model/`` or ``adapter/``.
 
     Args:
         folder: The run folder.
@@ -25,7 +29,11 @@ class SaveResult(Callback):
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves the best weights, once training is complete."""
         best, kind, attached = self.folder.best_checkpoint(), pl_module.method.result, pl_module.attached
-        if kind is None or best is None or attached is None or not trainer.is_global_zero:
+        if best is None or attached is None or not trainer.is_global_zero:
+            return
+        if pl_module.neurons is not None and pl_module.base_name is not None:
+            self._save_delta(best, pl_module.base_name, pl_module.revision)
+        if kind is None:
             return
         pl_module.load_state_dict(load_checkpoint(best)["state_dict"])
         target = self.folder.result(kind)
@@ -49,3 +57,11 @@ class SaveResult(Callback):
         temporary.rename(target)
         sync(target.parent)
         print(f"{kind}: {target}", flush=True)
+
+    def _save_delta(self, best: Path, base: str, revision: str | None) -> None:
+        try:
+            LanguageDelta.of(best, BaseFiles.find(base, revision)).save(self.folder.delta)
+        except UserError as error:
+            print(f"no delta was written: {error}", flush=True)  # the checkpoint holds all that it would
+            return
+        print(f"delta: {self.folder.delta} ({short(size_on_disk(self.folder.delta))}B)", flush=True)

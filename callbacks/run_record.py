@@ -250,6 +250,6 @@ class JSONLLogger(Logger):
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row["step"] is not None and row["step"] <= step and step > 0:
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step and step > 0:
                 kept.append(line)
         write_text(self.path, "".join(f"{line}\n" for line in kept))

@@ -6,7 +6,7 @@ Read from FLORES+ on the hub (gated), from the public FLORES-200 tarball, or fro
 import contextlib
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,25 @@ def read_flores(source: str, language: Language, split: Split, cache_dir: Path, 
         devtest = set(_read_split(source, language, "devtest", cache_dir))
         sentences = [sentence for sentence in sentences if sentence not in devtest]
     return sentences
+
+
+def read_parallel(source: str, languages: Sequence[Language], split: Split, cache_dir: Path) -> list[tuple[str, ...]]:
+    """Returns the sentences of several languages side by side; of dev, without those that devtest holds in any of them.
+
+    Raises:
+        UserError: As `read_flores`, or the languages have different numbers of sentences.
+    """
+    columns = [_read_split(source, language, split, cache_dir) for language in languages]
+    if len({len(column) for column in columns}) > 1:
+        counts = ", ".join(f"{len(column)} of {each}" for column, each in zip(columns, languages, strict=True))
+        raise UserError(
+            f"FLORES ({source}) is not parallel: {split} has {counts} sentences; give a whole --data.flores"
+        )
+    rows = list(zip(*columns, strict=True))
+    if split == "devtest":
+        return rows
+    held_out = [set(_read_split(source, language, "devtest", cache_dir)) for language in languages]
+    return [row for row in rows if not any(text in held for text, held in zip(row, held_out, strict=True))]
 
 
 def is_at_hand(source: str, language: Language, cache_dir: Path) -> bool:

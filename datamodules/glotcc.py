@@ -17,12 +17,12 @@ from datamodules.evaluation import EvaluationLoader, EvaluationText
 from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
-from datamodules.shares import Share, beside_replay, read_replay, read_targets, require_once
+from datamodules.shares import Share, beside_replay, named_once, read_replay, read_targets
 from datamodules.token_cache import TokenCache
 from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
-from lightning_app.languages import Language, find_language
+from lightning_app.languages import Language
 
 Batch = dict[str, Tensor]
 
@@ -96,16 +96,15 @@ class GlotCCDataModule(LightningDataModule):
         super().__init__()
         self.targets = read_targets(language, mixture)
         self.replay = read_replay(replay, self.targets, is_mixture=bool(mixture))
-        self.watched = [find_language(code) for code in watch]
-        require_once("--data.watch", self.watched)
-        require_once("--data.files", [find_language(code) for code in files or {}])
+        self.watched = named_once("--data.watch", watch)
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
         _require_counts({**counts, "validation_batch_size": validation_batch_size})
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
         self.flores, self.has_paper_loss = flores, paper_loss
         self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
-        own = {find_language(code).glotcc: files_of for code, files_of in (files or {}).items()}
+        languages, text = named_once("--data.files", files or {}), (files or {}).values()
+        own = {language.glotcc: files_of for language, files_of in zip(languages, text, strict=True)}
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
         )

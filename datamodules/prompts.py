@@ -6,11 +6,9 @@ from datamodules.flores import read_flores
 from lightning_app.errors import UserError
 from lightning_app.languages import Language
 
-_SENTENCES = 20
 
-
-def read_prompts(file: str | None, target: Language | None, flores: str, cache_dir: Path) -> list[str]:
-    """Returns the lines of ``file``, or the first halves of twenty FLORES devtest sentences of ``target``.
+def read_prompts(file: str | None, target: Language | None, flores: str, cache_dir: Path, count: int = 20) -> list[str]:
+    """Returns the lines of ``file``, or the first halves of ``count`` FLORES devtest sentences of ``target``.
 
     Raises:
         UserError: The file cannot be read, or there is neither.
@@ -23,6 +21,6 @@ def read_prompts(file: str | None, target: Language | None, flores: str, cache_d
                 f"cannot read the prompts: {error}; give a UTF-8 text file with one prompt a line"
             ) from error
     if target is None:
-        raise UserError("nothing to predict: give --language or --data.prompts FILE.txt")
-    sentences = [text.split(" ") for text in read_flores(flores, target, "devtest", cache_dir)[:_SENTENCES]]
+        raise UserError("no prompts: give --language or --data.prompts FILE.txt")
+    sentences = [text.split(" ") for text in read_flores(flores, target, "devtest", cache_dir)[:count]]
     return [" ".join(words[: max(1, len(words) // 2)]) for words in sentences]

@@ -1,6 +1,6 @@
 """Which languages the training text is in, and in what parts: targets to adapt to, and replay of others beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -34,16 +34,17 @@ def read_targets(language: str | None, mixture: dict[str, float] | None) -> list
             f"{mixture} and language {language or 'none'}"
         )
     total = sum(mixture.values())
-    shares = [Share(find_language(code), share / total) for code, share in mixture.items()]
-    require_once("--data.mixture", [share.language for share in shares])
-    return shares
+    languages = named_once("--data.mixture", mixture)
+    return [Share(language, share / total) for language, share in zip(languages, mixture.values(), strict=True)]
 
 
-def require_once(key: str, languages: Sequence[Language]) -> None:
-    """Raises `UserError` where a list of languages names one twice, under whatever names."""
+def named_once(key: str, codes: Iterable[str]) -> list[Language]:
+    """Returns the languages that a key names; raises `UserError` where one is named twice, under whatever names."""
+    languages = [find_language(code) for code in codes]
     for language in languages:
         if languages.count(language) > 1:
             raise UserError(f"{key} names {language} twice; name each language once")
+    return languages
 
 
 def read_replay(replay: dict[str, float] | None, targets: list[Share], is_mixture: bool) -> list[Share]:

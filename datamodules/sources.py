@@ -28,6 +28,8 @@ from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest
 from lightning_app.hub import UnreachableError, has_given_up, hub_errors, hub_host, wait_and_say
 from lightning_app.languages import Language
+from lightning_app.progress import ByteProgress
+from lightning_app.run import is_first_process
 
 if TYPE_CHECKING:  # a second of imports, for a stream that a cache spares
     from datasets import IterableDataset
@@ -183,10 +185,11 @@ class FileSource:
 
     def identity(self) -> Identity:
         """Returns an identity over names and contents of the files; raises `UserError` where one cannot be read."""
-        parts = []
         for path in self.files:
             require_readable(path)
-            parts.append([path.name, content_digest(path)])
+        title, size = f"reading text of {self.configuration}", sum(path.stat().st_size for path in self.files)
+        with ByteProgress(title, size, is_shown=is_first_process(), is_brief=True) as progress:
+            parts = [[path.name, content_digest(path, progress.advance)] for path in self.files]
         return {**self.identity_without_revision(), "revision": digest(parts)}
 
     def identity_without_revision(self) -> Identity:

@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from lightning_app.errors import UserError
 
 TEXT_COLUMNS = ("content", "text")
 _DOCUMENT_CHARACTERS = 1_000_000
+_PIECE_BYTES = 1 << 23
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|$)")
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 
@@ -55,16 +55,26 @@ def require_readable(path: Path) -> None:
         raise UserError(f"cannot read {shown}: expected one of {', '.join(READERS)}")
 
 
-def content_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file's whole content; a file that did not change is read once a process."""
+_digests: dict[tuple[Path, int, int], str] = {}
+
+
+def content_digest(path: Path, seen: Callable[[int], object] = lambda read_bytes: None) -> str:
+    """Returns the SHA-256 of a file's whole content; a file that did not change is read once a process.
+
+    Args:
+        path: The file.
+        seen: Called with the bytes of every piece that was read.
+    """
     found = path.stat()
-    return _digest(path.absolute(), found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    state = path.absolute(), found.st_size, found.st_mtime_ns
+    if state not in _digests:
+        sha = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                sha.update(piece)
+                seen(len(piece))
+        _digests[state] = sha.hexdigest()
+    return _digests[state]
 
 
 def expand(pattern: str) -> list[Path]:

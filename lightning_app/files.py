@@ -134,6 +134,11 @@ def sweep_temporary_files(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def size_on_disk(path: Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
+    return sum(each.stat().st_size for each in (path.rglob("*") if path.is_dir() else [path]) if each.is_file())
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` atomically."""
     with replacing(path) as temporary:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lightning_app.errors import UserError
 
+_MULTIBLIMP = {"als": "sqi", "lvs": "lav", "pes": "fas", "uzn": "uzb"}
 _GLOTCC_CODE = re.compile(r"^([a-z]{3})[-_]([A-Z][a-z]{3})$")
 
 
@@ -50,6 +51,17 @@ class Language:
     def script(self) -> str:
         """ISO 15924 code of the script."""
         return self.glotcc[-4:]
+
+    @property
+    def multiblimp(self) -> str:
+        """Code that MultiBLiMP would use: that of ISO 639-3, of the macrolanguage where it goes by that."""
+        iso = (self.flores_200 or self.glotcc)[:3]
+        return _MULTIBLIMP.get(iso, iso)
+
+    @property
+    def global_piqa(self) -> str:
+        """Code that Global PIQA would use, ``cym_latn``."""
+        return (self.flores_plus or self.glotcc.replace("-", "_")).lower()
 
     def __str__(self) -> str:
         return self.name if self.name == self.short else f"{self.name} ({self.short})"

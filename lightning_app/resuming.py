@@ -1,7 +1,9 @@
 """What a run goes on from: its newest checkpoint that can be read, with the settings that this was made with."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import yaml
 
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint, require_folder
-from lightning_app.run import Run, RunFolder
+from lightning_app.run import Run, RunFolder, deciding_settings
 
 _FOLDER_FROM_LAUNCHER = "NEUROGLOT_RUN_FOLDER"
 _RECORD = "RunRecord"  # the callback that writes the settings into a checkpoint
@@ -21,6 +23,8 @@ _MAY_CHANGE = (
     "profiling.batch_size",
 )  # fmt: skip
 _LENGTH = "trainer.max_steps"
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError)
+"""What a configuration or a record raises that is none: of a run that nobody has asked for."""
 
 
 def choose_run(
@@ -40,7 +44,7 @@ def choose_run(
     Raises:
         UserError: What there is was made with other settings that decide the result, or none of it can be read.
     """
-    if Path(name).name != name or name in ("", ".", ".."):
+    if Path(name).name != name or not name.isprintable() or name in ("", ".", ".."):
         raise UserError(f"--name is '{name}'; expected the name of a folder in {root}, without / in it; see --run_dir")
     require_folder(root, "--run_dir")
     path = root / (name if is_named else f"{name}-{configuration[:6]}")
@@ -55,21 +59,42 @@ def choose_run(
         raise UserError(f"--resume is {resume}; expected never, auto, or the path of a checkpoint")
     if resume == "auto" and not (folder.checkpoints.is_dir() and folder.checkpoints_by_age()):
         folder.record()  # which says so where it is damaged
-        return Run(folder, configuration, settings=now)
-    record = folder.record()
-    is_as_before = record.get("configuration", configuration) == configuration
-    if resume == "auto" and is_as_before and _is_complete(folder, record):
-        return Run(folder, configuration, folder.last_checkpoint, is_complete=True, settings=now)
-    checkpoint, notes = _newest_readable(folder) if resume == "auto" else (Path(resume), [])
-    if resume != "auto" or not is_as_before:
+        return Run(folder, configuration, notes=() if is_named else _beside(root, name, now), settings=now)
+    return _go_on(Run(folder, configuration, settings=now), None if resume == "auto" else Path(resume))
+
+
+def _go_on(run: Run, given: Path | None) -> Run:
+    """Returns a run with what it goes on from: a checkpoint that is given, or the newest of its folder."""
+    folder, record, now = run.folder, run.folder.record(), run.settings
+    is_as_before = record.get("configuration", run.configuration) == run.configuration
+    if given is None and is_as_before and _is_complete(folder, record):
+        return replace(run, checkpoint=folder.last_checkpoint, is_complete=True)
+    checkpoint, notes = _newest_readable(folder) if given is None else (given, [])
+    if given is not None or not is_as_before:
         before = _by_key(_settings_of(checkpoint))
-        if not before and resume == "auto":
+        if not before and given is None:
             raise _other_configuration(folder, f"see {folder.config}")
-        _require_same(before, now, checkpoint if resume != "auto" else folder)
+        _require_same(before, now, given or folder)
         is_longer = before.get(_LENGTH) != now.get(_LENGTH)
-        if resume == "auto" and not is_longer and _is_complete(folder, record):
-            return Run(folder, configuration, checkpoint, is_complete=True, settings=now)
-    return Run(folder, configuration, checkpoint, notes=tuple(notes), settings=now)
+        if given is None and not is_longer and _is_complete(folder, record):
+            return replace(run, checkpoint=checkpoint, is_complete=True)
+    return replace(run, checkpoint=checkpoint, notes=tuple(notes))
+
+
+def _beside(root: Path, name: str, now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a line on the newest run of a name that has not ended, in another folder because of other settings."""
+    found: list[tuple[float, RunFolder, list[str]]] = []
+    for path in root.glob(f"{name}-??????"):
+        folder = RunFolder(path)
+        with contextlib.suppress(*_UNREADABLE):
+            if folder.last_checkpoint.is_file() and folder.record()["status"] != "complete":
+                before = _by_key(deciding_settings(yaml.safe_load(folder.config.read_text(encoding="utf-8"))))
+                found.append((path.stat().st_mtime, folder, _changes(before, now, set())))
+    if not found:
+        return ()
+    _, other, changes = max(found, key=lambda each: each[0])
+    line = f"{other} is another run, which is not complete: {', '.join(changes)}"
+    return (f"{line}; --name {other.path.name} with the settings that decide its result goes on with that one",)
 
 
 def changed_settings(config: JSON, folder: RunFolder, deciding: Iterable[str]) -> str:
@@ -83,7 +108,7 @@ def changed_settings(config: JSON, folder: RunFolder, deciding: Iterable[str]) -
     try:
         earlier = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
         before, now = _flat(earlier), _flat(config)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except _UNREADABLE:
         return ""  # the checkpoint says what matters
     fixed = set(_by_key(dict.fromkeys(deciding))) - {*_MAY_CHANGE, _LENGTH}
     changes = [
@@ -133,14 +158,16 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], what: RunFo
     if not before or not now:
         return  # of an earlier version, which did not write them
     has_schedule = "constant" not in (before.get("model.schedule"), now.get("model.schedule"))
-    free = {*_MAY_CHANGE, *(() if has_schedule else (_LENGTH,))}
-    changes = [
+    if changes := _changes(before, now, {*_MAY_CHANGE, *(() if has_schedule else (_LENGTH,))}):
+        raise _other_configuration(what, ", ".join(changes))
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], but_for: set[str]) -> list[str]:
+    return [
         f"--{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
-        for key in sorted({*before, *now} - free)
+        for key in sorted({*before, *now} - but_for)
         if before.get(key) != now.get(key)
     ]
-    if changes:
-        raise _other_configuration(what, ", ".join(changes))
 
 
 def _other_configuration(what: RunFolder | Path, differs: str) -> UserError:

@@ -40,6 +40,9 @@ class RunFolder:
         self.summary = path / "summary.md"  # what changed
         self.diverged = path / "diverged.json"  # what was being read where a run diverged
         self.scaled = path / "scaled.json"  # losses of the best checkpoint with its change at other scales
+        self.delta = path / "delta.safetensors"  # what training changed, as its users load it
+        self.evaluation = path / "evaluation.json"  # what the adapted model can do, beside its base
+        self.scores = path / "evaluation"  # item by item, a file a task
         self.log = path / "log.txt"  # what a run that a comparison started has said
         self.given_config = path / "configuration.yaml"  # what a comparison gave it to run
         self.predictions = path / "predictions.jsonl"  # what predict continued

@@ -32,7 +32,7 @@ _HEAD = """# Faults
 {count} faults that the program is put to by its own tests, what its user then sees, and what is lost. The lines were
 taken from the tests as they ran; paths, processes and ports are shortened. A line that begins with `neuroglot: error:`
 stands on the terminal as it is here, with exit code 2 for bad input and 1 for anything else; any other is what an
-error says, or what a run prints as it goes on. What comes of killed processes has [a page of its own](torture.md).
+error says, or what a run prints as it goes on. What comes of killed processes is tried by `make torture`.
 
 Written by `make faults`.
 """

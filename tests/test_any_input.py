@@ -28,6 +28,8 @@ from lightning_app.run import RunFolder
 from tests.any_input import VALUES, property_based, reads_or_one_line
 from tests.runs_by_hand import write_run
 
+pytestmark = pytest.mark.slow  # hypothesis follows every line that torch and tarfile run: minutes
+
 WELSH = find_language("cy")
 LINES = st.lists(st.sampled_from(["a", "b\u2028c", "é", "", " ", "\ufeff"]) | st.text(max_size=4), max_size=8)
 BREAKS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\n \n"])
@@ -170,6 +172,8 @@ def tarball(content):
     return whole.getvalue()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @property_based
 @given(st.sampled_from(["cym_Latn.parquet", "cym_Latn.dev", "f.tar.gz"]), st.binary(max_size=200), st.booleans(), FLIPS)
 def test_any_bytes_are_flores_or_one_line(tmp_path_factory, name, content, is_tarball, flips):
@@ -211,6 +215,8 @@ def test_any_value_in_the_records_of_a_run_is_used_or_one_line(tmp_path_factory,
         reads_or_one_line(folder.read_scaled)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @property_based
 @given(st.binary(max_size=120))
 @example(b"[]")

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_one_line(tmp_path, changes):
 @fault("an evaluation.json that was changed by hand")
 def test_a_damaged_evaluation_is_one_line(tmp_path):
     folder = write_run(tmp_path / "a")
-    (folder.path / "evaluation.json").write_text('{"tasks": {"sib200": {"base": 1.0}}}')
+    (folder.path / "evaluation.json").write_text('{"tasks": {"sib200": {"base": 1.0, "adapted": "high"}}}')
     with refusal(r"evaluation\.json is damaged"):
         read_result(folder)
 

@@ -102,7 +102,7 @@ def test_tasks_become_columns_where_they_were_measured(results, tmp_path):
     measured = next(run for run in results if run.label == "subnetwork" and run.lr == 1e-3)
     (measured.folder / "evaluation.json").write_text('{"tasks": {"sib200": {"base": 40.89, "adapted": 44.94}}}')
     base, *rows = cells(format_markdown(describe_comparison([read_result(RunFolder(r.folder)) for r in results])))
-    assert [base["sib200"], *(row["sib200"] for row in rows)] == ["40.89", "44.94", "", ""]
+    assert [base["sib200 ↑"], *(row["sib200 ↑"] for row in rows)] == ["40.89", "44.94", "", ""]
 
 
 def many(tmp_path, n=14, watched=10):

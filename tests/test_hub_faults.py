@@ -22,11 +22,12 @@ def test_a_hub_without_faults_serves_all_with_plain_line_ends(server):
     assert server.waits == []
 
 
-@pytest.mark.parametrize("fault", [(503, {}), (429, {"Retry-After": "3"}), "cut"])
+@pytest.mark.parametrize("fault", [(503, {}), (429, {"Retry-After": "3"}), "cut", "hang"])
 @fault("every third answer of the hub is {fault}")
 def test_every_third_request_failing_changes_no_byte(fault, server, tmp_path, monkeypatch, workplace, capsys):
     tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
     monkeypatch.setattr("datamodules.sources._BATCH", 30)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3 if fault == "hang" else 10)
     caches = []
     for name in ("calm", "faulty"):
         source = HubSource(CORPUS, WELSH, "main")
@@ -37,8 +38,9 @@ def test_every_third_request_failing_changes_no_byte(fault, server, tmp_path, mo
     assert caches[0].documents == 200
     lines = capsys.readouterr().err.strip().split("\n")
     assert server.waits
-    seconds = 3 if fault != "cut" and fault[0] == 429 else 1
-    reason = "cut the connection" if fault == "cut" else f"answers {fault[0]}"
+    seconds = 3 if fault[0] == 429 else 1
+    reasons = {"cut": "cut the connection", "hang": "did not answer within 0 s"}
+    reason = reasons[fault] if fault in ("cut", "hang") else f"answers {fault[0]}"
     assert f"the hub {reason}; asking again in {seconds} s (2 of 5)" in lines
     note(lines[0])
 

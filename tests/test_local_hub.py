@@ -233,7 +233,6 @@ def whole_run(whole_hub, shared, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("faults", ["--fail-every 2", "--cut-every 2", "--fail-every 3 --cut-every 4"])
-@fault("a hub with {faults} in a whole run: base, FLORES, profiling, training text")
 def test_a_run_is_the_same_whatever_fails(faults, whole_run, whole_hub, shared, tmp_path):
     hub = LocalHub(shared, whole_hub, *faults.split())
     said = fit(hub, tmp_path / "run")
@@ -245,7 +244,6 @@ def test_a_run_is_the_same_whatever_fails(faults, whole_run, whole_hub, shared, 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.7, 0.95])
-@fault("a hub that dies for two seconds after {share} of all requests of a run")
 def test_a_run_is_the_same_when_the_hub_dies_for_a_moment(share, whole_run, whole_hub, shared, tmp_path):
     folder, asked = whole_run
     hub = LocalHub(shared, whole_hub)

@@ -131,6 +131,8 @@ kind, where, rank = os.environ["FAULT"].split()
 def fail(*args, **kwargs):
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
     raise UserError("the files of this machine are bad") if kind == "refuse" else RuntimeError("a defect")
 if os.environ.get("LOCAL_RANK", "0") == rank:
     from lightning_app.cli import fit
@@ -187,7 +189,7 @@ def test_a_killed_process_ends_the_run_with_a_line_and_the_same_command_goes_on(
 
 
 CASES = ["refuse train 1", "refuse train 0", "defect train 1", "kill train 1", "kill profile 1", "refuse profile 1",
-         "kill load 1", "refuse check 1", "defect validate 1", "kill load 0"]  # fmt: skip
+         "kill load 1", "refuse check 1", "defect validate 1", "kill load 0", "interrupt load 0"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -203,10 +205,12 @@ def test_every_phase_ends_with_the_first_that_ends(workplace, tmp_path, fault):
         "refuse": (2, [f"{prefix}the files of this machine are bad"]),
         "defect": (1, [f"{prefix}RuntimeError: a defect; the same command with --debug shows where"]),
         "kill": (1, [KILLED]),
+        "interrupt": (130, []),
     }[kind]  # fmt: skip
     if fault == "kill load 0":  # its children end with it, and a shell says the rest
         expected = (-signal.SIGKILL, [])
     assert (process.returncode, said) == expected, output
+    assert ("interrupted; nothing is lost, the same command goes on" in output) == (kind == "interrupt")
     assert "Traceback" not in output
     assert "onnection closed by peer" not in output
 

@@ -239,3 +239,16 @@ def test_the_same_digest_is_not_asked_for_its_settings(tmp_path):
     torch.save({"global_step": 3}, tmp_path / "cy/checkpoints/last.ckpt")
     (tmp_path / "cy/run.json").write_text(json.dumps({"configuration": "c", "status": "training"}))
     assert choose_run(tmp_path, "cy", "c", "auto", True, {"model.lr": 1.0}).checkpoint is not None
+
+
+def test_other_settings_start_another_run_beside_one_that_is_not_complete_and_say_so(workplace, capsys):
+    keys = {**KEYS, "name": "null", "data__token_budget": 1024}
+    assert main(workplace.adapt("beside", **keys)) == 0
+    (path,) = (workplace.folder / "beside").glob("qah-Deva-base-??????")
+    record = path / "run.json"
+    record.write_text(record.read_text().replace('"complete"', '"training"'))
+    capsys.readouterr()
+    assert main(workplace.adapt("beside", **{**keys, "model__lr": 1e-3})) == 0
+    line = rf"{path} is another run, which is not complete: --model.lr was 0.003 and is 0.001; --name {path.name} with"
+    assert line in capsys.readouterr().out
+    assert len(list((workplace.folder / "beside").glob("qah-Deva-base-??????"))) == 2

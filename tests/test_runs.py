@@ -21,7 +21,7 @@ def test_a_run_folder_holds_exactly_these_files(workplace):
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     found = {re.sub(r"events\.out.*", "events", name) for name in found}
     assert found == {
-        "config.yaml", "run.json", "metrics.jsonl", "subnetwork.safetensors", "summary.md",
+        "config.yaml", "run.json", "metrics.jsonl", "subnetwork.safetensors", "delta.safetensors", "summary.md",
         f"checkpoints/{best(folder).name}", "checkpoints/last.ckpt", "tensorboard/events", "tensorboard/hparams.yaml",
     }  # fmt: skip
     assert json.loads((folder / "run.json").read_text())["status"] == "complete"

@@ -87,7 +87,7 @@ def test_a_language_of_the_pool_with_too_little_text_is_told_before_the_first_is
 def test_a_mixture_names_each_language_once(workplace, capsys):
     mixture = json.dumps({"cy": 1, "qaa-Latn": 2, "Welsh": 1})
     command = [each for each in workplace.new_base() if not each.startswith("--data.mixture")]
-    assert main([*command, f"--data.mixture={mixture}"]) == 2
+    assert main([*command, "--name=twice", f"--data.mixture={mixture}"]) == 2
     assert "--data.mixture names Welsh (cy) twice" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """The entry point: finds the verb, keeps libraries quiet, and turns bad input into one line and exit code 2."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -20,6 +21,9 @@ from lightning_app.errors import UserError, did_you_mean
 from lightning_app.peers import PeerEnded, company, conclude, has_others, is_of_another
 
 DEBUG = "--debug"
+_UNUSABLE = (
+    errno.ENAMETOOLONG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+)  # fmt: skip
 
 VERBS = {
     "fit": "fit",
@@ -29,6 +33,8 @@ VERBS = {
     "profile": "profile",
     "plan": "plan",
     "compare": "compare",
+    "evaluate": "evaluate",
+    "export": "export",
     "subnetwork": "subnetwork",
     "runs": "runs",
     "doctor": "doctor",
@@ -37,8 +43,8 @@ VERBS = {
 `Verb`, and the function `validate` in measure.py. ``make keys`` after a change."""
 
 _QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "true",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true",
 }  # fmt: skip
 """What libraries read when they are imported."""
 
@@ -90,6 +96,13 @@ def _explain(error: BaseException, is_debugged: bool = False) -> int:
 
     if is_disk_full(error):
         return _fail(f"the disk is full: {error}; free some space and run the same command again", 2)
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
+        place = str(error.filename)[:200]
+        return _fail(
+            f"{place} cannot be read or written: {error.strerror}; choose another --name, --run_dir or "
+            "--data.cache_dir, or mend the place",
+            2,
+        )
     said = " ".join(str(error).split())
     reason = f"{type(error).__name__}{f': {said[:400]}' if said else ''}"
     return _fail(f"{reason}; the same command with {DEBUG} shows where", 1)
@@ -133,6 +146,7 @@ def quiet_libraries() -> None:
         ".*predict_dataloader.* returned 0 length.*", ".*Total length of.*",
         ".*callbacks used to create the checkpoint.*", ".*recommended to use `self.log.*sync_dist.*",
         ".*your dataloader is not resumable.*", ".*Sparse invariant checks.*", ".*is_gradient_checkpointing.*",
+        ".*Grad strides do not match.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     if "transformers" in sys.modules:

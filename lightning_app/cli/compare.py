@@ -1,7 +1,5 @@
 """``compare``: methods x learning rates x seeds as ordinary runs, or finished runs, in one table and two plots."""
 
-import ctypes
-import signal
 import subprocess
 import sys
 import time
@@ -18,12 +16,12 @@ from lightning_app.comparison.results import RunResult, read_result, require_com
 from lightning_app.comparison.scaled import scaled_losses, scaled_point
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, write_text
+from lightning_app.peers import end_with_parent
 from lightning_app.progress import duration
 from lightning_app.reports.comparison import describe_comparison, format_terminal, write_comparison
 from lightning_app.run import RunFolder, configuration_digest, run_name
 
 _MAIN = Path(__file__).resolve().parent.parent.parent / "main.py"  # of a checkout; an installed package has none
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 COMPARE = Verb(
     "compare",
@@ -120,17 +118,11 @@ def _fit(path: Path, config: JSON, log: Path | None) -> int:
     program = [str(_MAIN)] if _MAIN.is_file() else ["-P", "-m", "neuroglot"]
     command = [sys.executable, *program, "fit", "--config", str(file)]
     if log is None:
-        return subprocess.run(command, preexec_fn=_end_with_parent, check=False).returncode
+        return subprocess.run(command, preexec_fn=end_with_parent, check=False).returncode
     with log.open("a", encoding="utf-8") as output:
         return subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent, check=False
+            command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent, check=False
         ).returncode
-
-
-def _end_with_parent() -> None:
-    """Lets the kernel end this process when the comparison is killed, or the next one would find it still running."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _report(folder: Path, results: list[RunResult], scales: Sequence[float]) -> None:

@@ -22,7 +22,7 @@ from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.launching import end_together
 from lightning_app.training.module import SparseSubnetModule
-from lightning_app.training.trainer import NeuroglotTrainer, require_srun
+from lightning_app.training.trainer import NeuroglotTrainer, require_launcher, require_srun
 
 _LINKS = (
     ("language", "model.language"), ("language", "data.language"), ("seed_everything", "data.seed"),
@@ -108,6 +108,7 @@ class NeuroglotCLI(LightningCLI):
             UserError: Lightning refuses the keys.
         """
         trainer = self.config_init.trainer
+        require_launcher(trainer.num_nodes)
         base_dtype(trainer.precision)
         if SLURMEnvironment.detect():
             require_srun()

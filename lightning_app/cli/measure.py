@@ -100,11 +100,28 @@ def _add_newest_run(arguments: list[str]) -> list[str]:
     """Returns the arguments with the newest run filled in where they name no model at all."""
     if any(argument.split("=")[0].split(".")[0] in _NAMING for argument in arguments):
         return arguments
-    root = Path("runs")
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--run_dir"):
-            root = Path(argument.partition("=")[2] or arguments[index + 1])
-    folder = RunFolder.newest(root)
+    folder = RunFolder.newest(Path(_value("--run_dir", arguments) or "runs"))
     checkpoint = folder.best_checkpoint()
     say(f"newest run {folder}, checkpoint {checkpoint.name if checkpoint else ''}")
     return ["--config", str(folder.config), "--ckpt_path", str(checkpoint), *arguments]
+
+
+def of_run(arguments: list[str]) -> list[str]:
+    """Returns the arguments behind the configuration of the run that ``--source`` is of, or of the newest one."""
+    if not {"--help", "-h"}.isdisjoint(arguments):
+        return arguments
+    source = _value("--source", arguments)
+    path = Path(source) if source else RunFolder.newest(Path(_value("--run_dir", arguments) or "runs")).path
+    folder = (
+        RunFolder(path) if path.is_dir() else RunFolder.of(path) if path.suffix == ".ckpt" else RunFolder(path.parent)
+    )
+    return ["--config", str(folder.config), *arguments] if folder.config.is_file() else arguments
+
+
+def _value(key: str, arguments: list[str]) -> str | None:
+    """Returns what a key is given on the command line, before it is parsed."""
+    for index, argument in enumerate(arguments):
+        name, is_joined, value = argument.partition("=")
+        if name == key:
+            return value if is_joined else next(iter(arguments[index + 1 :]), None)
+    return None

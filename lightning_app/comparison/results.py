@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from lightning_app.comparison.tasks import TaskScore, read_tasks, require_same_items
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
 from lightning_app.run import RunFolder
@@ -14,7 +15,6 @@ from lightning_app.run import RunFolder
 Losses = Mapping[str, Sequence[float]]
 """Nats per token and bits per byte of each language."""
 
-EVALUATION = "evaluation.json"
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
@@ -69,7 +69,7 @@ class RunResult:
     before: Losses
     best: Losses
     curve: tuple[tuple[int, float], ...]
-    tasks: Mapping[str, tuple[float, float]]
+    tasks: Mapping[str, TaskScore]
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ def _result(folder: RunFolder, record: JSON, with_curve: bool) -> RunResult:
         before=before,
         best=best,
         curve=tuple(sorted({start[0]: start[1], **curve}.items())),
-        tasks=_read_tasks(folder.path / EVALUATION),
+        tasks=read_tasks(folder),
     )
 
 
@@ -230,22 +230,12 @@ def _read_curve(metrics: Path, targets: Mapping[str, float]) -> dict[int, float]
     return curve
 
 
-def _read_tasks(path: Path) -> dict[str, tuple[float, float]]:
-    if not path.is_file():
-        return {}
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
-        return {name: (float(scores["base"]), float(scores["adapted"])) for name, scores in tasks.items()}
-    except _DAMAGE as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and evaluate the run again") from error
-
-
 def require_comparable(results: Sequence[RunResult]) -> None:
     """Returns if the runs differ only in what a comparison is about.
 
     Raises:
-        UserError: There is none; two are of different bases, targets, watched languages or validation texts; or one
-            repeats another, which an interval would take for a second seed.
+        UserError: There is none; two are of different bases, targets, watched languages, validation texts or items of a
+            task; or one repeats another, which an interval would take for a second seed.
     """
     if not results:
         raise UserError(
@@ -271,6 +261,7 @@ def require_comparable(results: Sequence[RunResult]) -> None:
         if set(first.watched) != set(other.watched):
             ours, theirs = " ".join(first.watched) or "none", " ".join(other.watched) or "none"
             raise UserError(f"{pair} watch different languages, {ours} and {theirs}; give both the same --data.watch")
+    require_same_items([(run.folder, run.tasks) for run in results])
     for one, two in combinations(results, 2):
         if (one.label, one.lr, one.seed) == (two.label, two.lr, two.seed):
             what = f"{one.label} at {one.lr:g} with seed {one.seed}"

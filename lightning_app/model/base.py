@@ -1,7 +1,8 @@
 """The base model and its tokenizer: loaded from the hub or a folder, or made from a configuration."""
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -204,6 +205,17 @@ def attend_without_masks(model: PreTrainedModel) -> PreTrainedModel:
         AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
         model.set_attn_implementation(_CAUSAL)
     return model
+
+
+@contextlib.contextmanager
+def attend_with_masks(model: PreTrainedModel) -> Iterator[None]:
+    """Takes `attend_without_masks` back while the block lasts, for sequences that are padded on the left or counted."""
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation("sdpa" if before == _CAUSAL else before)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

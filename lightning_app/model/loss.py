@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.model.base import attend_with_masks
 
 IGNORED = -100
 _ROWS = 1024
@@ -65,10 +66,8 @@ def paper_loss(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
         input_ids: Padded on the right, (B, T).
         attention_mask: 0 where there is padding, (B, T).
     """
-    attention = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation("sdpa" if attention != "eager" else attention)  # the one with masks
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    model.set_attn_implementation(attention)
+    with attend_with_masks(model):
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return token_loss_sum(hidden[:, :-1], OutputHead.of(model), input_ids[:, 1:]) / input_ids[:, 1:].numel()
 
 

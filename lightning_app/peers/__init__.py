@@ -14,14 +14,13 @@ from lightning_app.peers.company import (
     PeerEnded,
     company,
     conclude,
-    end_with_parent,
     has_others,
     is_of_another,
     join,
-    launches_processes,
     watch_children,
     with_cleanup,
 )
+from lightning_app.peers.launching import end_with_parent, launches_processes
 
 __all__ = [
     "PeerEnded",

@@ -14,13 +14,12 @@ from typing import Any
 
 from lightning_app.errors import Interrupted
 from lightning_app.peers.connections import Broadcast, Connections, End, connect
+from lightning_app.peers.launching import end_with_launcher, rank_by_launcher
 
-_LAUNCHER = "NEUROGLOT_LAUNCHER"
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _GRACE_S = 5.0  # for the main thread to come to an end by itself, and for the others to hear of it
 _WORD_S = 3.0  # for the reason to arrive after a collective broke
 _CTRL_C_S = 2.0  # for this process's own Ctrl-C: a terminal sends it to all
-_LAST_S = 60.0  # for the children, once this process is done
+_EXIT_S = 0.5  # for an exit that is under way to get here
 _LOOK_S = 0.2
 
 Say = Callable[[int, str], None]
@@ -43,19 +42,16 @@ class _Company:
         self.cleanups: list[Callable[[], None]] = []
         self._lock, self._finishes = threading.RLock(), threading.Lock()
         self._main: int | None = None  # the main thread, while it may be stopped
-        self._is_leaving = threading.Event()
+        self._is_leaving, self.is_exiting = threading.Event(), threading.Event()
 
     @property
     def rank(self) -> int:
         return self.connections.rank if self.connections is not None else 0
 
-    @property
-    def has_others(self) -> bool:
-        return self.connections is not None or bool(self.children)
-
     def begin(self) -> None:
         self._main = threading.get_ident()
         self._is_leaving.clear()
+        self.is_exiting.clear()
 
     def leave(self) -> None:
         """From here on the main thread ends by itself: nothing that is learned stops it."""
@@ -67,6 +63,8 @@ class _Company:
 
     def learn(self, end: End) -> None:
         """Takes in how a process ended, passes it on, and stops the main thread of this one."""
+        if end.teller != end.rank and self.is_exiting.wait(_EXIT_S):
+            return  # this process ends, and has ended its children itself
         with self._lock:
             is_first, self.end = self.end is None, self.end or end
         self.has_ended.set()
@@ -126,9 +124,8 @@ class _Company:
         if 0 <= number < len(self.children):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return _end_of_child(rank, self.children[number].wait(timeout=2.0))
-        why = "it was killed, perhaps for want of memory, or its machine is gone"
-        line = f"process {rank} ended without a word: {why}; the same command goes on"
-        return End(rank, line, 1, self.rank)
+        why = "it was killed, perhaps for want of memory, or its machine is gone; the same command goes on"
+        return End(rank, f"process {rank} ended without a word: {why}", 1, self.rank)
 
 
 _company = _Company()
@@ -148,14 +145,15 @@ def company(say: Say) -> Iterator[None]:
     Raises:
         PeerEnded: Another process has ended before its time; `conclude` knows why.
     """
-    _end_with_launcher()
+    end_with_launcher()
     _company.say = say
     _company.begin()
     try:
         yield
         _wait_for_children()
     except (SystemExit, KeyboardInterrupt) as stop:
-        if not isinstance(stop.__cause__, Interrupted) and _company.has_others:
+        _company.is_exiting.set()
+        if not isinstance(stop.__cause__, Interrupted) and has_others():
             conclude("", stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130)
         _part()  # a signal that all have answered together
         raise
@@ -184,9 +182,9 @@ def conclude(line: str, code: int) -> int:
     """
     own = End(_company.rank, line, code, _company.rank)
     _company.leave()
-    if not _company.has_others:
+    if not has_others():
         if line:
-            _company.say(_rank_of_launcher(), line)
+            _company.say(rank_by_launcher(), line)
         return code
     if _company.end is None:
         _company.end = own
@@ -197,15 +195,13 @@ def conclude(line: str, code: int) -> int:
 
 def has_others() -> bool:
     """Tells whether this process is one of several that have found each other, or has launched some."""
-    return _company.has_others
+    return _company.connections is not None or bool(_company.children)
 
 
 def is_of_another(error: BaseException) -> bool:
     """Tells whether the end of another process brought this one an error; waits a moment to hear of it."""
-    if isinstance(error, PeerEnded):
-        return True
-    may_be = isinstance(error, RuntimeError) and _company.has_others
-    return may_be and _company.has_ended.wait(_WORD_S)
+    is_broken = isinstance(error, RuntimeError) and has_others() and _company.has_ended.wait(_WORD_S)
+    return is_broken or isinstance(error, PeerEnded)
 
 
 @contextlib.contextmanager
@@ -232,16 +228,16 @@ def join(rank: int, count: int, broadcast: Broadcast[Any]) -> None:
     try:
         connections = connect(rank, count, broadcast, os.environ.get("MASTER_ADDR", "127.0.0.1"), _company)
     except OSError as error:
-        line = f"the processes cannot watch each other ({error}): where one dies, the others may wait half an hour"
-        sys.stderr.write(f"warning: {line}\n")
+        _warn(f"process {rank}", error)
         return
+    if rank == 0 and connections.count < count - 1:
+        _warn(f"{count - 1 - connections.count} of the processes", "they cannot be reached")
     _company.connections = connections
     connections.start()
 
 
-def launches_processes() -> None:
-    """Notes that this process is about to launch others, for them to end with it."""
-    os.environ[_LAUNCHER] = str(os.getpid())
+def _warn(which: str, why: object) -> None:
+    sys.stderr.write(f"warning: {which} cannot be watched ({why}): where one dies, others may wait for half an hour\n")
 
 
 def watch_children(child_processes: list[subprocess.Popen[Any]]) -> None:
@@ -275,34 +271,8 @@ def _end_of_child(rank: int, code: int) -> End:
 
 
 def _wait_for_children() -> None:
-    until = time.monotonic() + _LAST_S
+    """Returns once they are done, however much longer their part takes; raises `PeerEnded` where one failed."""
     for child in _company.children:
-        try:
-            code = child.wait(timeout=max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            code = -signal.SIGKILL
-        if code:
+        if child.wait():
             _company.has_ended.wait(10 * _LOOK_S)
             raise PeerEnded
-
-
-def _end_with_launcher() -> None:
-    """Lets the system end this process with the one that launched it, where that was this program."""
-    launcher = os.environ.get(_LAUNCHER)
-    if launcher is None or os.environ.get("LOCAL_RANK", "0") == "0":
-        return
-    end_with_parent()
-    if os.getppid() != int(launcher):
-        os._exit(1)  # it has ended meanwhile
-
-
-def end_with_parent() -> None:
-    """Lets the system end this process when the one that launched it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _rank_of_launcher() -> int:
-    named = (os.environ.get(name, "") for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK"))
-    return next((int(rank) for rank in named if rank.isdigit()), 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 _JOIN_S = 30.0
+_WELCOME = b"+"
 _PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # a machine that is gone is found in 30 s
 
 Value = TypeVar("Value")
@@ -66,6 +67,7 @@ class Connections(threading.Thread):
         self.rank, self._sockets, self._listener = rank, sockets, listener
         self._unread = dict.fromkeys(sockets, b"")
         self._silent = set(sockets)
+        self.count = len(sockets)
         self.everybody_has_heard, self.first_has_told, self.first_is_gone = (threading.Event() for _ in range(3))
         # A loader's process must not keep the connection of a process that was killed.
         os.register_at_fork(after_in_child=self._close)
@@ -130,7 +132,7 @@ def connect(rank: int, count: int, broadcast: Broadcast[Any], address: str, list
         listener: Who is told what they bring.
 
     Raises:
-        OSError: The others cannot be reached, or not all came.
+        OSError: The first process cannot be reached, or had no time.
     """
     server = _server(count) if rank == 0 else None
     port, token = broadcast((server.getsockname()[1], secrets.token_hex(16)) if server is not None else None)
@@ -140,6 +142,8 @@ def connect(rank: int, count: int, broadcast: Broadcast[Any], address: str, list
     else:
         connection = socket.create_connection((address, port), timeout=_JOIN_S)
         connection.sendall(f"{token} {rank}\n".encode())
+        if connection.recv(1) != _WELCOME:
+            raise OSError("the first process closed the connection")
         sockets = {0: connection}
     for connection in sockets.values():
         connection.settimeout(None)
@@ -158,17 +162,21 @@ def _server(count: int) -> socket.socket:
 
 
 def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.socket]:
-    """Returns the connections of all others by rank; whoever else knocks and does not know the token is left alone."""
+    """Returns the connections of the others by rank, of those that come in time.
+
+    Whoever else knocks, and does not know the token, is left alone.
+    """
     sockets: dict[int, socket.socket] = {}
     until = time.monotonic() + _JOIN_S
-    while len(sockets) < count - 1:
+    while len(sockets) < count - 1 and time.monotonic() < until:
         server.settimeout(max(0.1, until - time.monotonic()))
-        connection, _ = server.accept()
-        connection.settimeout(_JOIN_S / 3)
         with contextlib.suppress(OSError, ValueError):
+            connection, _ = server.accept()
+            connection.settimeout(_JOIN_S / 3)
             word, _, rank = connection.makefile("r").readline().partition(" ")
-            if secrets.compare_digest(word, token):
-                sockets[int(rank)] = connection
+            if not secrets.compare_digest(word, token):
+                connection.close()
                 continue
-        connection.close()
+            connection.sendall(_WELCOME)
+            sockets[int(rank)] = connection
     return sockets

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.shares import require_once
+from datamodules.shares import named_once
 from lightning_app.errors import UserError
 from lightning_app.languages import PAPER_LANGUAGES, Language, find_language
 from lightning_app.model.base import Base
@@ -50,7 +50,7 @@ class ProfilingSettings:
                 f"--profiling.rate is {self.rate} and quantile {self.quantile}; expected 0 < rate <= 1, "
                 "0 < quantile < 1"
             )
-        require_once("--profiling.languages", [find_language(code) for code in self.languages])
+        named_once("--profiling.languages", self.languages)
         if self.stop_when_stable is not None and not 0 < self.stop_when_stable <= 1:
             raise UserError(
                 f"--profiling.stop_when_stable is {self.stop_when_stable}; expected an overlap above 0, up to 1"

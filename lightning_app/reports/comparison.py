@@ -26,6 +26,7 @@ from lightning_app.files import JSON, write_text
 from lightning_app.progress import duration, short
 from lightning_app.reports.findings import findings, languages, number, rate
 from lightning_app.reports.layout import as_json, blocks, shortened, wrapped
+from lightning_app.reports.metrics import digits, shown_factor
 from lightning_app.reports.plots import draw_curves, draw_front
 
 _COSTS = ("seconds", "tokens_per_second", "peak_gib")
@@ -61,7 +62,7 @@ def describe_comparison(results: Sequence[RunResult], scaled: Scaled | None = No
         "base": {"name": results[0].base, "fingerprint": results[0].fingerprint},
         "targets": dict(results[0].targets),
         "watched": watched,
-        "tasks": sorted({task for run in results for task in run.tasks}),
+        "tasks": _describe_tasks(results),
         "rows": comparison_rows(results),
         "ranking": {"best": ranking.best.label, "is_clear": ranking.is_clear, "others": others},
         "fronts": [asdict(front) | {"line": front.line} for front in fronts],
@@ -75,18 +76,26 @@ def describe_comparison(results: Sequence[RunResult], scaled: Scaled | None = No
     return described | {"findings": findings(results, groups, described)}
 
 
+def _describe_tasks(results: Sequence[RunResult]) -> JSON:
+    """Returns what the figure of each task is, and which way is up."""
+    found = {task: score for run in results for task, score in run.tasks.items()}
+    return {
+        task: {"metric": found[task].metric, "higher_is_better": found[task].higher_is_better} for task in sorted(found)
+    }
+
+
 def comparison_rows(results: Sequence[RunResult]) -> list[JSON]:
     """Returns the base, every method at its best rate (best first), then the other rates, as plain data.
 
-    Estimates are ``{"mean", "half_width", "n"}``. ``told_apart`` names the losses in which a row is lower than every
-    other method at its best rate, beyond the interval of their paired difference.
+    Estimates are ``{"mean", "half_width", "n"}``. ``told_apart`` names the losses and tasks in which a row is better
+    than every other method at its best rate, beyond the interval of their paired difference.
     """
     groups = group_results(results)
     best = best_groups(groups)
     watched = results[0].watched
-    metrics = dict(_losses(watched))
-    leaders = {name: ranking.best for name, metric in metrics.items() if (ranking := rank(best, metric)).is_clear}
     tasks = sorted({task for run in results for task in run.tasks})
+    metrics = dict(_losses(watched)) | {f"task/{task}": _shortfall_in(task) for task in tasks}
+    leaders = {name: ranking.best for name, metric in metrics.items() if (ranking := rank(best, metric)).is_clear}
     rows = [_base_row(results, tasks)]
     for group in [*best, *(group for group in groups if group not in best)]:
         told_apart = [name for name, leader in leaders.items() if group is leader]
@@ -101,6 +110,10 @@ def _losses(watched: Sequence[str]) -> Iterator[tuple[str, Metric]]:
         yield f"retention/{code}", rise_of(code)
     if watched:
         yield "mean_retention", attrgetter("mean_retention")
+
+
+def _shortfall_in(task: str) -> Metric:
+    return lambda run: run.tasks[task].shortfall if task in run.tasks else math.nan
 
 
 def _base_row(results: Sequence[RunResult], tasks: Sequence[str]) -> JSON:
@@ -158,7 +171,7 @@ def format_csv(described: JSON) -> str:
     return text.getvalue()
 
 
-def _cells(row: JSON, watched: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+def _cells(row: JSON, watched: Sequence[str], tasks: JSON) -> dict[str, str]:
     """Returns a row of the table by heading. A base has no rate, seeds or cost."""
     is_base, apart = not row["runs"], row["told_apart"]
     cells = {"method": row["label"], "rate": "" if is_base else rate(row["lr"])}
@@ -174,8 +187,11 @@ def _cells(row: JSON, watched: Sequence[str], tasks: Sequence[str]) -> dict[str,
         rise = {} if is_base else row["retention"][code]
         text = number(rise, "+", with_half_width=False) + (" ↑" if rise.get("is_worse") else "")
         cells[f"{code} rise"] = _bold(text, f"retention/{code}" in apart)
-    for task in tasks:
-        cells[task] = number(row["tasks"].get(task, {}), digits=2)
+    for task, about in tasks.items():
+        factor, estimate = shown_factor(about["metric"]), row["tasks"].get(task, {})
+        shown = {key: value and factor * value for key, value in estimate.items()}
+        text = number(shown, digits=digits(about["metric"]))
+        cells[f"{task} {'↑' if about['higher_is_better'] else '↓'}"] = _bold(text, f"task/{task}" in apart)
     seconds, speed, peak = (row.get(name, math.nan) for name in _COSTS)
     cells["time"] = duration(seconds) if math.isfinite(seconds) else ""
     cells["tokens/s"] = short(speed) if math.isfinite(speed) else ""

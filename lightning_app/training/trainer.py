@@ -78,25 +78,13 @@ class NeuroglotTrainer(Trainer):
     ) -> None:
         if validate_every < 1 or accumulate_grad_batches < 1 or not save_every > 0:
             raise UserError("--trainer.validate_every, accumulate_grad_batches and save_every must be above zero")
-        if kwargs.get("max_steps") == 0:
-            raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
-        limit = kwargs.get("limit_train_batches")
-        if limit is not None and not (isinstance(limit, float) and limit == 1.0):
-            raise UserError(
-                f"--trainer.limit_train_batches is {limit}: a run limited so could never go on; limit its steps, "
-                "--trainer.max_steps, or its text, --data.token_budget"
-            )
-        if kwargs.get("fast_dev_run"):
-            raise UserError("--trainer.fast_dev_run keeps nothing that a run is made of; give --trainer.max_steps 1")
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise UserError(
-                f"--trainer.gradient_clip_val is {gradient_clip_val}; expected a number above zero, or null"
-            )
+        _require_whole_runs({**kwargs, "gradient_clip_val": gradient_clip_val})
         base_dtype(precision)
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
             accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
-            log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices, plugins=_plugins(plugins),
+            log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices,
+            plugins=_plugins(plugins, kwargs),
             # One pass over an order that holds every epoch, as long as the data module says: a position is one number.
             max_epochs=1, min_epochs=None, min_steps=None,
             # Repeats a few batches for ever: the position in the text would no longer be true.
@@ -107,8 +95,7 @@ class NeuroglotTrainer(Trainer):
             check_val_every_n_epoch=None, val_check_interval=validate_every * accumulate_grad_batches,
             # The check before training is the measurement of the base: all of it, not a few batches.
             num_sanity_val_steps=-1,
-            # The data module shards by itself: Lightning's sampler pads, and would count some sentences twice.
-            use_distributed_sampler=False,
+            use_distributed_sampler=False,  # it pads, and would count some sentences twice
             # Tensors made in inference mode cannot be saved for a backward afterwards: cached rotary tables are.
             inference_mode=False,
             # Our own line says what is trained, and Lightning's would count a frozen base for minutes.
@@ -126,6 +113,23 @@ class NeuroglotTrainer(Trainer):
         return self.datamodule.length
 
 
+def _require_whole_runs(keys: JSON) -> None:
+    """Raises `UserError` for keys of Lightning under which a run trains nothing, or could never go on."""
+    if keys.get("max_steps") == 0:
+        raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
+    limit = keys.get("limit_train_batches")
+    if limit is not None and not (isinstance(limit, float) and limit == 1.0):
+        raise UserError(
+            f"--trainer.limit_train_batches is {limit}: a run limited so could never go on; limit its steps, "
+            "--trainer.max_steps, or its text, --data.token_budget"
+        )
+    if keys.get("fast_dev_run"):
+        raise UserError("--trainer.fast_dev_run keeps nothing that a run is made of; give --trainer.max_steps 1")
+    clip = keys["gradient_clip_val"]
+    if clip is not None and not clip > 0:
+        raise UserError(f"--trainer.gradient_clip_val is {clip}; expected a number above zero, or null")
+
+
 def _tensor_bytes(content: object) -> int:
     """Returns the bytes of all tensors in a checkpoint."""
     if isinstance(content, Tensor):
@@ -134,7 +138,10 @@ def _tensor_bytes(content: object) -> int:
     return sum(map(_tensor_bytes, inside))
 
 
-def _plugins(given: Any) -> list[Any]:
+def _plugins(given: Any, kwargs: JSON) -> list[Any]:
+    require_launcher(kwargs.get("num_nodes", 1))
+    if kwargs.get("max_steps") == 0:
+        raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
     own: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         require_srun()
@@ -150,4 +157,14 @@ def require_srun() -> None:
         raise UserError(
             f"this SLURM allocation has {tasks} tasks but the program was not started by srun, so the others would "
             "never join; put srun in front of the command"
+        )
+
+
+def require_launcher(num_nodes: object) -> None:
+    """Raises `UserError` where several nodes are asked for and nothing starts the program on them: it would wait."""
+    started = ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "NODE_RANK", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
+    if isinstance(num_nodes, int) and num_nodes > 1 and not any(name in os.environ for name in started):
+        raise UserError(
+            f"--trainer.num_nodes is {num_nodes}, but nothing starts the program on the other nodes; use srun (see "
+            "slurm/train.sbatch) or torchrun, or set MASTER_ADDR and NODE_RANK on each"
         )

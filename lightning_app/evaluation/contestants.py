@@ -1,0 +1,118 @@
+"""Who is measured: an adapted model beside its base, or any model alone."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_app.adapted import Adaptation, AdaptedModel, load_adapted
+from lightning_app.errors import UserError
+from lightning_app.files import JSON, load_checkpoint
+from lightning_app.identity import ModelIdentity
+from lightning_app.languages import Language, find_language
+from lightning_app.run import RunFolder
+
+BASE, ADAPTED = "base", "adapted"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model that is measured.
+
+    Attributes:
+        name: ``base`` or ``adapted``.
+        open: Loads it onto its device.
+        folder: Where its scores are kept: a file a task.
+        identity: Of its weights; scores of other weights in the folder are measured again.
+    """
+
+    name: str
+    open: Callable[[], AdaptedModel]
+    folder: Path
+    identity: str
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is measured together.
+
+    Attributes:
+        contestants: The base first.
+        languages: That the model was adapted to; none of a model alone.
+        file: Where evaluation.json belongs.
+        about: What evaluation.json says of the models.
+    """
+
+    contestants: list[Contestant]
+    languages: list[Language]
+    file: Path
+    about: JSON
+
+
+def find_contest(source: Path, cache_dir: Path, device: torch.device) -> Contest:
+    """Returns who is measured for a run folder (its best checkpoint), a checkpoint, or a model by hub name or folder.
+
+    Scores of an adapted model are kept in its run's folder, those of a base in the cache, where every run on it finds
+    them.
+
+    Raises:
+        UserError: There is nothing there, or the run has no checkpoint yet.
+    """
+    run = RunFolder(source)
+    is_run = run.record_file.is_file()
+    if not is_run and source.suffix != ".ckpt":
+        return _alone(source, cache_dir, device)
+    checkpoint = run.best_checkpoint() if is_run else source
+    if checkpoint is None:
+        raise UserError(f"{source} has no best checkpoint yet; the same fit command goes on with the run")
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint at {checkpoint}; check --source")
+    adaptation = Adaptation.read(load_checkpoint(checkpoint, is_mapped=True))
+    folder = RunFolder.of(checkpoint)
+    if not folder.record_file.is_file():  # the checkpoint alone, wherever it lies
+        folder = RunFolder(checkpoint.with_suffix(""))
+    with checkpoint.open("rb") as file:
+        identity = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    is_adapted = adaptation.architecture is None  # a base from scratch has none below it
+    name = ADAPTED if is_adapted else BASE
+    contestants = [Contestant(name, lambda: _on(device, load_adapted(checkpoint)), folder.scores, identity)]
+    if is_adapted:
+        # In the method's dtype and by its way of writing: what differs is the change, and nothing else.
+        dtype = adaptation.method.weight_dtype(getattr(torch, adaptation.dtype))
+        base = Contestant(
+            BASE,
+            lambda: _on(device, load_adapted(checkpoint, scale=0.0)),
+            _of_base(cache_dir, adaptation.base),
+            f"{adaptation.base.fingerprint}-{dtype}",
+        )
+        contestants.insert(0, base)
+    languages = [find_language(code) for code in (adaptation.language or "").split(",") if code]
+    about: JSON = {"base": adaptation.base.name, "checkpoint": checkpoint.name, "method": adaptation.method.name}
+    return Contest(contestants, languages, folder.evaluation, about | {"models": _identities(contestants)})
+
+
+def _alone(source: Path, cache_dir: Path, device: torch.device) -> Contest:
+    if source.is_dir() and not (source / "config.json").is_file():
+        raise UserError(f"{source} is neither a run (it has no run.json) nor a model (no config.json); check --source")
+    if not source.exists() and (source.is_absolute() or len(source.parts) > 2 or str(source).startswith(".")):
+        raise UserError(f"there is no run, checkpoint or model at {source}; check --source")
+    model = load_adapted(source)
+    folder = _of_base(cache_dir, model.base)
+    contestant = Contestant(BASE, lambda: _on(device, model), folder, f"{model.base.fingerprint}-{model.model.dtype}")
+    about = {"base": model.base.name, "models": _identities([contestant])}
+    return Contest([contestant], [], folder / "evaluation.json", about)
+
+
+def _identities(contestants: Sequence[Contestant]) -> dict[str, str]:
+    return {each.name: each.identity for each in contestants}
+
+
+def _of_base(cache_dir: Path, base: ModelIdentity) -> Path:
+    return cache_dir / "evaluations" / f"{base.short_name}-{base.fingerprint[:8]}"
+
+
+def _on(device: torch.device, adapted: AdaptedModel) -> AdaptedModel:
+    adapted.model.to(device)  # type: ignore[arg-type]
+    return adapted

@@ -1,0 +1,1 @@
+"""Task files in the harness's form, and the functions that they name."""
