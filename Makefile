@@ -34,7 +34,7 @@ torture: .venv/ready
 	$(BIN)/python -m tests.torture --out docs/torture.json --page docs/torture.md
 
 faults: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' --faults docs/faults.md
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' --faults=docs/faults.md
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -17,8 +17,6 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = ("lightning_app", "callbacks", "datamodules")
-DATA = [f"**/*.{suffix}" for suffix in ("json", "jsonl", "tsv", "yaml", "yml", "md", "txt", "jinja")]
-DATA.append("**/tasks/_[a-z]*")  # what task files include: the harness takes every .yaml for a task
 _STARTS = tuple(f"{folder}." for folder in FOLDERS)
 _NAME = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:\.\w+)*")
 
@@ -34,15 +32,14 @@ class BuildInside(build_py):
         for folder in FOLDERS:
             self.packages += [f"neuroglot.{name}" for name in (folder, *_inside(folder))]
             self.package_dir[f"neuroglot.{folder}"] = folder
-            self.package_data[f"neuroglot.{folder}"] = DATA
+            self.package_data[f"neuroglot.{folder}"] = ["**/*"]
         self.packages.append("neuroglot.configs")
         self.package_dir["neuroglot.configs"] = "configs"
-        self.package_data["neuroglot.configs"] = DATA
+        self.package_data["neuroglot.configs"] = ["**/*"]
+        self.exclude_package_data[""] = ["*.py", "*.py[cod]"]
         super().run()
         for file in map(Path, self.get_outputs(include_bytecode=False)):
-            if file.suffix in (".py", ".json", ".yaml"):
-                text = file.read_text(encoding="utf-8")
-                file.write_text(moved(text, file.name), encoding="utf-8")
+            file.write_text(moved(file.read_text(encoding="utf-8"), file.name), encoding="utf-8")
 
 
 def _inside(folder: str) -> list[str]:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
-from lightning_app.model.base import attend_without_masks, base_without_weights, read_architecture
+from lightning_app.model.attention import attend_without_masks
+from lightning_app.model.base import base_without_weights, read_architecture
 from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
@@ -209,13 +210,13 @@ _BUILDERS: dict[str, Callable[..., Subject]] = {
     "frozen": _frozen,
     "packed": _method("subnetwork"),
     "packed_compiled": _method("subnetwork", is_compiled=True),
-    "masked": _method("subnetwork", engine="masked"),
-    **{name: _method(name) for name in _OF_NEURONS},
     "lora": _method("lora_matched"),
     "lora_compiled": _method("lora_matched", is_compiled=True),
+    "clone": _clone,
+    "masked": _method("subnetwork", engine="masked"),
+    **{name: _method(name) for name in _OF_NEURONS},
     **{name: _method(name, is_matched=True) for name in ("lora_all", "dora", "shira")},
     "ia3": _method("ia3"),
-    "clone": _clone,
     **{name: _method(name) for name in _DENSE},
 }
 VARIANTS = tuple(_BUILDERS)

@@ -35,6 +35,11 @@ class Console(ProgressBar):
         """Called by Lightning to undo `disable`."""
         self._is_enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether this is the first process; Lightning's ``print`` asks."""
+        return self._is_enabled
+
     def print(self, *args: object, **kwargs: object) -> None:
         """Prints above the bar."""
         text = " ".join(str(arg) for arg in args)

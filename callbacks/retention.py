@@ -1,12 +1,15 @@
 """What other languages keep: losses before and after training, on the target and on every watched language."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
+from lightning_app.languages import find_language
 from lightning_app.training.metrics import Errors, Losses, change_error
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
@@ -56,6 +59,21 @@ class Retention(Callback):
         """What the newest losses are compared with: the first ones of the same text, where there are such."""
         first = {} if self.before is self.after else self.before
         return {code: loss for code, loss in first.items() if self._text.get(code) == self._text_now.get(code)}
+
+    def rises(self, codes: Sequence[str]) -> dict[str, float]:
+        """Returns how far the newest loss of each language is above that before training, in nats per token.
+
+        Raises:
+            UserError: The loss before training is not known of the text that is validated on now.
+        """
+        first = self.baseline
+        if missing := next((code for code in codes if code not in first), None):
+            raise UserError(
+                f"the loss of {find_language(missing)} before training is not known on this text, which "
+                "--trainer.max_retention_loss is counted from; go on with the same --data.flores and --data.watch, or "
+                "leave the limit out"
+            )
+        return {code: self.after[code][0] - first[code][0] for code in codes}
 
     def on_validation_epoch_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Takes the losses and logs the changes in nats per token; before the module begins anew."""

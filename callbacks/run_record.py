@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks.checkpoints import BestCheckpoint
 from callbacks.retention import Retention
 from callbacks.throughput import Throughput
 from datamodules.glotcc import Batch
@@ -35,28 +36,29 @@ class RunRecord(Callback):
         config_yaml: The resolved configuration.
         throughput: What measures the speed that is logged.
         retention: What knows the losses of a validation.
+        best: What knows which checkpoint is kept, and the figures that are taken beside the losses.
     """
 
-    def __init__(self, run: Run, config_yaml: str, throughput: Throughput, retention: Retention) -> None:
+    def __init__(
+        self, run: Run, config_yaml: str, throughput: Throughput, retention: Retention, best: BestCheckpoint
+    ) -> None:
         self.run, self.folder, self.config_yaml = run, run.folder, config_yaml
-        self.throughput, self.retention = throughput, retention
+        self.throughput, self.retention, self.best = throughput, retention, best
         self._started = time.time()
-        self._best: JSON = {}
         self._loss_sum: torch.Tensor | float = 0.0  # on the device, so that adding to it waits for nothing
         self._batches = 0
 
     def state_dict(self) -> JSON:
-        """Returns what a resumed run must still know: the losses at the best checkpoint and those not logged yet.
+        """Returns what a resumed run must still know: the losses not logged yet.
 
         And the settings that the run began with, which it goes on with and no others; see `lightning_app.resuming`.
         """
-        own = {"best": self._best, "loss_sum": float(self._loss_sum), "batches": self._batches}
+        own = {"loss_sum": float(self._loss_sum), "batches": self._batches}
         return {**own, "settings": self.run.settings}
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Takes it over."""
-        self._best, self._batches = state_dict["best"], state_dict["batches"]
-        self._loss_sum = state_dict["loss_sum"]
+        self._loss_sum, self._batches = state_dict["loss_sum"], state_dict["batches"]
 
     def on_fit_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Saves configuration, versions and subnetwork once all of the input has proved good."""
@@ -72,7 +74,7 @@ class RunRecord(Callback):
             if isinstance(logger, JSONLLogger):
                 logger.rewind(trainer.global_step)
                 if trainer.global_step == 0:
-                    figures: dict[str, float] = {}
+                    figures = self.best.figures_before
                     for code, (loss, bits) in self.retention.before.items():
                         figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
                     logger.log_metrics(figures, 0)
@@ -92,13 +94,6 @@ class RunRecord(Callback):
                 logger.log_metrics(figures, trainer.global_step)
             self._loss_sum, self._batches = 0.0, 0
 
-    def on_validation_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Remembers the losses of the best step."""
-        loss = float(trainer.callback_metrics["val/loss"]) if "val/loss" in trainer.callback_metrics else math.inf
-        if trainer.global_step > 0 and loss < self._best.get("loss", math.inf):
-            losses, errors = self.retention.after, self.retention.errors
-            self._best = {"loss": loss, "step": trainer.global_step, "losses": losses, "errors": errors}
-
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Writes the summary, marks the run complete and says where its files are.
 
@@ -117,7 +112,8 @@ class RunRecord(Callback):
         write_text(self.folder.summary, self._summary(trainer, pl_module))
         self._write_record(trainer, pl_module, "complete")
         best = self.folder.best_checkpoint()
-        print(f"done: {self.folder}/ (summary.md; best checkpoint {best.name if best else 'none'})", flush=True)
+        name = best.name if best else "none"
+        print(f"done: {self.folder}/ (summary.md; best checkpoint {name}{self.best.remark})", flush=True)
 
     def _write_record(self, trainer: NeuroglotTrainer, module: SparseSubnetModule, status: str) -> None:
         data = trainer.datamodule
@@ -162,8 +158,13 @@ class RunRecord(Callback):
             "seconds": trainer.length.tokens / rate if rate else None,
             "peak_gib": peak_gib(trainer.strategy.root_device),
             "before": self.retention.before,
-            "best": {key: value for key, value in self._best.items() if key != "loss"},
+            "best": {key: value for key, value in self.best.kept.items() if key not in ("loss", "figures")},
             "last": {"step": trainer.global_step, "losses": self.retention.after},
+            "figures": {
+                "before": self.best.figures_before,
+                "best": self.best.kept.get("figures", {}),
+                "last": self.best.figures_now,
+            },
         }
 
     def _summary(self, trainer: NeuroglotTrainer, module: SparseSubnetModule) -> str:
@@ -179,21 +180,23 @@ class RunRecord(Callback):
             f"- {length.steps} steps, {short(length.tokens)} tokens, "
             f"{duration(time.time() - self._started)} since this process started",
             *(f"- {speed}" for speed in [self.throughput.summary(trainer)] if speed),
-            f"- best checkpoint: {best.name if best else 'none'}",
+            f"- best checkpoint: {best.name if best else 'none'}{self.best.remark}",
         ]
         if module.subnetworks is not None:
             pool = module.subnetworks
             rate = f", rate {pool.rate:g}" if pool.rate is not None else ""
             lines.append(f"- neurons of the pool {' '.join(pool.pool)}{rate}")
-        tables = []
-        if self._best:
-            best_losses, errors = self._best["losses"], self._best["errors"]
-            tables.append((f"at the best checkpoint, step {self._best['step']}", best_losses, errors))
-        if self._best.get("step") != step and self.retention.after:
-            tables.append((f"after the last step, {step}", self.retention.after, self.retention.errors))
-        for when, losses, errors in tables:
+        tables, kept = [], self.best.kept
+        if kept:
+            about = f"at the best checkpoint, step {kept['step']}"
+            tables.append((about, kept["losses"], kept["errors"], kept["figures"]))
+        if kept.get("step") != step and self.retention.after:
+            about = f"after the last step, {step}"
+            tables.append((about, self.retention.after, self.retention.errors, self.best.figures_now))
+        for when, losses, errors, figures in tables:
             lines += ["", f"FLORES dev {when}, and the change; {LOSSES}:", ""]
             lines += ["```", format_losses(losses, self.retention.before, targets, errors), "```"]
+            lines += [f"- {each.title}: {text}" for each in self.best.figures if (text := each.describe(figures))]
         return "\n".join([*lines, ""])
 
 

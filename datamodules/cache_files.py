@@ -169,7 +169,7 @@ def read_manifest(folder: Path, key: Mapping[str, str]) -> JSON | None:
     return manifest
 
 
-def _require_form(manifest: Any) -> None:
+def _require_form(manifest: object) -> None:
     if not isinstance(manifest, dict):
         raise DamagedCacheError("its manifest is no JSON object")
     for name, kind in _FIELDS.items():

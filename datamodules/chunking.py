@@ -1,6 +1,7 @@
 """Blocks of tokens, cut from the documents of a token cache.
 
-Three chunkings share a cache: ``packed`` for training, ``paper`` as the paper trains, and ``plain`` for profiling.
+Four chunkings share a cache: ``documents`` and ``packed`` for training, ``paper`` as the paper trains, and ``plain``
+for profiling.
 """
 
 from typing import Literal, Protocol
@@ -13,7 +14,7 @@ from datamodules.paper import usable_pieces
 from datamodules.token_cache import Lengths, TokenCache
 from lightning_app.model.loss import IGNORED
 
-TrainingChunking = Literal["packed", "paper"]
+TrainingChunking = Literal["documents", "packed", "paper"]
 Chunking = TrainingChunking | Literal["plain"]
 
 
@@ -30,7 +31,8 @@ class Blocks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Tensor: ...
+    def __getitem__(self, index: int) -> Tensor:
+        """Returns the ids of a sequence, int64 (T,), or for documents apart those and their positions, (2, T)."""
 
     def documents(self, index: int) -> range:
         """Returns which documents of the cache a sequence holds tokens of."""
@@ -97,6 +99,21 @@ class PackedBlocks:
         return range(int(low), int(high) + 1)
 
 
+class DocumentBlocks(PackedBlocks):
+    """The same blocks for attention that ends where a document begins.
+
+    Positions begin at 0 with every document, by which transformers tells documents apart, and with the block: what is
+    left there of a document that the block before has begun is a text of its own.
+    """
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Returns the ids of block ``index`` and their positions in their documents, int64 (2, block_size)."""
+        ids, held = super().__getitem__(index), self.documents(index)
+        heads = np.concatenate(([0], self._ends[held[0] : held[-1]] - index * self.block_size, [self.block_size]))
+        positions = np.arange(self.block_size) - np.repeat(heads[:-1], np.diff(heads))
+        return torch.stack((ids, torch.from_numpy(positions)))
+
+
 def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths, specials: int = 1) -> int:
     """Returns how many tokens a chunking can use of documents with these lengths, ``specials`` around each if packed.
 
@@ -104,21 +121,22 @@ def usable_tokens(chunking: Chunking, block_size: int, lengths: Lengths, special
     """
     if chunking == "paper":
         return usable_pieces(lengths, block_size)
-    return int(lengths.sum()) + (len(lengths) * specials if chunking == "packed" else 0)
+    return int(lengths.sum()) + (len(lengths) * specials if chunking != "plain" else 0)
 
 
 def cut_blocks(
-    chunking: Literal["packed", "plain"],
+    chunking: Literal["documents", "packed", "plain"],
     cache: TokenCache,
     block_size: int,
     budget: int,
     separator: int,
     start: int | None = None,
 ) -> PackedBlocks:
-    """Returns the full blocks of a cache: ``packed`` with special tokens around every document, ``plain`` without."""
+    """Returns the full blocks of a cache: ``plain`` without special tokens around every document, the others with."""
     if chunking == "plain":
         return PackedBlocks(cache, block_size, budget, None)
-    return PackedBlocks(cache, block_size, budget, separator, start)
+    kind = DocumentBlocks if chunking == "documents" else PackedBlocks
+    return kind(cache, block_size, budget, separator, start)
 
 
 def pad_batch(sequences: list[Tensor], padding: int) -> dict[str, Tensor]:
@@ -126,3 +144,13 @@ def pad_batch(sequences: list[Tensor], padding: int) -> dict[str, Tensor]:
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=padding)
     labels = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED)
     return {"input_ids": ids, "labels": labels}
+
+
+def batch_documents(blocks: list[Tensor]) -> dict[str, Tensor]:
+    """Returns ``input_ids``, ``position_ids`` and ``labels`` of `DocumentBlocks`, (B, T) each.
+
+    The label of a document's first token is -100: nothing of the document is there to predict it from.
+    """
+    ids_BT, positions_BT = torch.stack(blocks).unbind(1)
+    labels_BT = ids_BT.masked_fill(positions_BT == 0, IGNORED)
+    return {"input_ids": ids_BT, "position_ids": positions_BT, "labels": labels_BT}

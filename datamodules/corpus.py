@@ -13,7 +13,7 @@ from datamodules.chunking import Blocks, Chunking, TrainingChunking, cut_blocks,
 from datamodules.paper import PaperChunks
 from datamodules.provenance import trace_documents
 from datamodules.shares import Share
-from datamodules.sources import HubSource, Identity, TextSource, open_source
+from datamodules.sources import HubSource, Identity, NoTextError, TextSource, open_source
 from datamodules.supply import Supply, measure_supply
 from datamodules.token_cache import TokenCache, fill, tokenizer_id
 from datamodules.tokenizers import start_token, train_tokenizer
@@ -134,12 +134,12 @@ class Corpus:
         """Returns full blocks without special tokens, as LAPE counts on, and where they come from.
 
         Raises:
-            UserError: The language has less than one block of text.
+            NoTextError: The language has less than one block of text.
         """
         cache = self.fill(language, tokens, "plain", block_size)
         blocks = self._cut("plain", cache, tokens, block_size)
         if len(blocks) == 0:
-            raise UserError(
+            raise NoTextError(
                 f"{language} has {cache.tokens} tokens of text, less than one profiling block of {block_size}; "
                 "lower --profiling.block_size"
             )
@@ -151,7 +151,7 @@ class Corpus:
         They are packed as in training, or without ``special`` tokens as in profiling; the cache is filled as needed.
 
         Raises:
-            UserError: The language has less than one block of text.
+            NoTextError: The language has less than one block of text.
         """
         chunking: Chunking = "packed" if special else "plain"
         budget = sequences * tokens

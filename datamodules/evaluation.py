@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lightning_app.errors import UserError
 from lightning_app.files import digest
 from lightning_app.languages import Language
 
-EvaluationLoader = DataLoader[Any]
+EvaluationLoader = DataLoader[object]
 _NumberedBlock = tuple[int, FloresBlock]
 
 
@@ -94,7 +94,7 @@ class EvaluationText:
     def paper_loaders(self, languages: list[Language], rank: int, processes: int) -> list[EvaluationLoader]:
         """Returns a loader per language, of this process's part of the paper's batches, whole ones."""
         parts = [self.paper[language.glotcc][rank::processes] for language in languages]
-        return [DataLoader(cast(Dataset[Any], part), batch_size=None) for part in parts]
+        return [DataLoader(cast(Dataset[object], part), batch_size=None) for part in parts]
 
     def identity(self, languages: list[Language]) -> dict[str, str]:
         """Returns a digest of the blocks by short code: equal where two runs are measured on the same text."""

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.chunking import TrainingChunking, pad_batch
+from datamodules.chunking import TrainingChunking, batch_documents, pad_batch
 from datamodules.corpus import Corpus
 from datamodules.evaluation import EvaluationLoader, EvaluationText
 from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
-from datamodules.shares import Share, beside_replay, named_once, read_replay, read_targets
+from datamodules.shares import Share, beside_replay, named_once, own_text, read_replay, read_targets
 from datamodules.token_cache import TokenCache
 from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
@@ -50,8 +50,9 @@ class GlotCCDataModule(LightningDataModule):
         token_budget: Tokens to train on, at most; 0.1 to 100 million is usual.
         epochs: Passes over the text where it is shorter than the budget.
         block_size: Tokens per training sequence and at most per validation block.
-        chunking: ``packed`` (documents back to back with EOS between, no padding) or ``paper`` (documents cut into
-            chunks, those under half a block dropped, token for token; padding is not counted in the loss).
+        chunking: ``documents`` (back to back with EOS between, no padding, and no token sees another document than its
+            own), ``packed`` (the same, but a token sees all that stands before it in its block) or ``paper`` (documents
+            cut into chunks, those under half a block dropped, token for token; padding is not counted in the loss).
         batch_size: Sequences per device and forward pass.
         validation_batch_size: FLORES blocks per device and forward pass.
         tokenizer: Name or folder; the base model's where not given.
@@ -103,8 +104,7 @@ class GlotCCDataModule(LightningDataModule):
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
         self.flores, self.has_paper_loss = flores, paper_loss
         self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
-        languages, text = named_once("--data.files", files or {}), (files or {}).values()
-        own = {language.glotcc: files_of for language, files_of in zip(languages, text, strict=True)}
+        own = own_text(files or {})
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
         )
@@ -237,8 +237,12 @@ class GlotCCDataModule(LightningDataModule):
         traced = self._text.trace(order.order[positions].tolist())
         return [{"position": position, **each} for position, each in zip(positions, traced, strict=True)]
 
+    @property
+    def _padding(self) -> int:
+        return cast(int, self.tokenizer.eos_token_id)  # the base was refused where there is none
+
     def _collate(self, sequences: list[Tensor]) -> Batch:
-        return pad_batch(sequences, cast(int, self.tokenizer.eos_token_id))
+        return batch_documents(sequences) if self.chunking == "documents" else pad_batch(sequences, self._padding)
 
     def state_dict(self) -> JSON:
         """Returns the position: sequences consumed by all processes, and batches as the loop counts them."""
@@ -269,8 +273,8 @@ class GlotCCDataModule(LightningDataModule):
     def val_dataloader(self) -> list[EvaluationLoader]:
         """Returns one loader per validation language, then one per language of the paper's loss."""
         rank, processes = self._running.global_rank, self._running.world_size
-        text, padding = self.evaluation_text, cast(int, self.tokenizer.eos_token_id)
-        ours = text.loaders(self.validation_languages, rank, processes, self.validation_batch_size, padding)
+        text = self.evaluation_text
+        ours = text.loaders(self.validation_languages, rank, processes, self.validation_batch_size, self._padding)
         return [*ours, *text.paper_loaders(self.paper_languages, rank, processes)]
 
     test_dataloader = val_dataloader  # over devtest

@@ -82,3 +82,9 @@ def beside_replay(targets: list[Share], replay: list[Share]) -> list[Share]:
     """
     rest = 1.0 - sum(share.share for share in replay)
     return [Share(target.language, target.share * rest) for target in targets]
+
+
+def own_text(files: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+    """Returns the own files of ``data.files`` by the languages' codes of GlotCC."""
+    languages = named_once("--data.files", files)
+    return {language.glotcc: text for language, text in zip(languages, files.values(), strict=True)}

@@ -63,6 +63,10 @@ class TextSource(Protocol):
         ...
 
 
+class NoTextError(UserError):
+    """There is no text of a language, or not enough of it."""
+
+
 @dataclass
 class HubSource:
     """A configuration of a data set on the Hugging Face hub, streamed.
@@ -145,7 +149,7 @@ class HubSource:
         return round(text * total / shards[0]["size"]), total
 
     def _lacks(self) -> UserError:
-        return UserError(
+        return NoTextError(
             f"{self.repository} has no {self.language}: no configuration '{self.language.glotcc}'; "
             "check the code, or give your own text with --data.files"
         )
@@ -217,7 +221,7 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
     """Returns where a language's text comes from: ``files`` if given, else a folder in GlotCC's layout, else the hub.
 
     Raises:
-        UserError: The folder lacks the language.
+        NoTextError: The folder lacks the language.
     """
     if files:
         return FileSource([path for pattern in files for path in expand(pattern)], language.glotcc)
@@ -230,7 +234,7 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
     root = next((r for r in (folder, folder / "cis-lmu" / "GlotCC-V1") if (r / "v1.0").is_dir()), folder)
     shards = sorted((root / "v1.0" / language.glotcc).glob("*.parquet"), key=_shard_number)
     if not shards:
-        raise UserError(
+        raise NoTextError(
             f"{folder} has no {language}: no {root / 'v1.0' / language.glotcc}/*.parquet; "
             "check the code, or give your own text with --data.files"
         )

@@ -41,7 +41,7 @@ from datamodules.cache_files import (
     write_manifest,
 )
 from datamodules.encoding import encode_documents, is_spelled, special_tokens
-from datamodules.sources import Identity, TextSource
+from datamodules.sources import Identity, NoTextError, TextSource
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, digest, disk_full, is_disk_full
 from lightning_app.hub import UnreachableError
@@ -102,7 +102,7 @@ def fill(
             with _kept_whole(folder), TokenProgress(title, budget, usable(cache.read_lengths()), is_shown) as progress:
                 cache = _Filler(cache, tokenizer, usable, progress).run(source, budget)
     if cache.tokens == 0:
-        raise UserError(f"{key['data_set']} has no text for {key['configuration']}: every document is empty")
+        raise NoTextError(f"{key['data_set']} has no text for {key['configuration']}: every document is empty")
     return cache
 
 

@@ -209,6 +209,23 @@ def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], JSON]":
         ) from error
 
 
+def file_kind(path: Path) -> str | None:
+    """Returns what a file of `save_tensors` holds; None where it is another, or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("neuroglot")
+    except UNREADABLE:
+        return None
+
+
+def save_lists(path: Path, lists: "list[list[Tensor]]") -> None:
+    """Writes lists of tensors as torch saves them, atomically: the form that other programs expect of masks."""
+    import torch
+
+    with replacing(path) as temporary:
+        torch.save(lists, temporary)
+
+
 def save_checkpoint(path: Path, checkpoint: JSON) -> None:
     """Writes a checkpoint, atomically: a killed save leaves the previous file whole."""
     import torch

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_app.errors import UserError
+from lightning_app.errors import UserError, did_you_mean
 
 _MULTIBLIMP = {"als": "sqi", "lvs": "lav", "pes": "fas", "uzn": "uzb"}
 _GLOTCC_CODE = re.compile(r"^([a-z]{3})[-_]([A-Z][a-z]{3})$")
@@ -165,6 +165,61 @@ def find_language(code: str) -> Language:
         f"unknown language '{code}'{_suggest(code)} Expected one of {' '.join(PAPER_LANGUAGES)}, the name or code of "
         "another language of FLORES-200, or a GlotCC code such as gla-Latn"
     )
+
+
+def expand_languages(text: str) -> tuple[list[Language], set[Language]]:
+    """Returns the languages that ``text`` names, each once, and those of them that only a group names.
+
+    Languages are separated by commas and named as in `find_language`. A group is ``all`` of FLORES-200, the
+    ``family:Celtic`` or the ``script:Geor`` of the table, or a file with such words, one a line.
+
+    Raises:
+        UserError: A word is neither, or a group has no language.
+
+    >>> [language.short for language in expand_languages("mt, family:Celtic")[0]]
+    ['mt', 'cy', 'gd', 'ga']
+    """
+    found: dict[Language, None] = {}
+    named: set[Language] = set()
+    for word in (part.strip() for part in text.split(",")):
+        if not word:
+            raise UserError(f"--languages is '{text}', which names no language between two commas; take one comma out")
+        if (group := _group(word)) is not None:
+            found |= dict.fromkeys(group)
+        elif _key(word) not in _WORDS and Path(word).is_file():
+            of_file, of_groups = expand_languages(_words_of_file(Path(word)))
+            found |= dict.fromkeys(of_file)
+            named |= set(of_file) - of_groups
+        else:
+            language = find_language(word)
+            found[language] = None
+            named.add(language)
+    return list(found), set(found) - named
+
+
+def _group(word: str) -> list[Language] | None:
+    """Returns the languages of a group, or None where ``word`` is none."""
+    kind, colon, name = word.partition(":")
+    if word == "all":
+        return list(_TABLE)
+    if not colon or kind not in ("family", "script"):
+        return None
+    found = [language for language in _TABLE if _key(getattr(language, kind)) == _key(name)]
+    if not found:
+        known = sorted({getattr(language, kind) for language in _TABLE})
+        raise UserError(f"no language has {kind} '{name}'{did_you_mean(name, known)}; the table has {', '.join(known)}")
+    return found
+
+
+def _words_of_file(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot read the languages in {path}: {' '.join(str(error).split())}") from error
+    words = [line.partition("#")[0].strip() for line in lines]
+    if not any(words):
+        raise UserError(f"{path} names no language; expected one a line")
+    return ",".join(word for word in words if word)
 
 
 def _suggest(code: str) -> str:

@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -81,7 +80,7 @@ def _go_on(run: Run, given: Path | None) -> Run:
     return replace(run, checkpoint=checkpoint, notes=tuple(notes))
 
 
-def _beside(root: Path, name: str, now: Mapping[str, Any]) -> tuple[str, ...]:
+def _beside(root: Path, name: str, now: JSON) -> tuple[str, ...]:
     """Returns a line on the newest run of a name that has not ended, in another folder because of other settings."""
     found: list[tuple[float, RunFolder, list[str]]] = []
     for path in root.glob(f"{name}-??????"):
@@ -153,7 +152,7 @@ def _settings_of(checkpoint: Path) -> JSON:
     return callbacks.get(_RECORD, {}).get("settings", {}) if isinstance(callbacks, dict) else {}
 
 
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], what: RunFolder | Path) -> None:
+def _require_same(before: JSON, now: JSON, what: RunFolder | Path) -> None:
     """Raises `UserError` where settings that decide the result are others than those of a checkpoint."""
     if not before or not now:
         return  # of an earlier version, which did not write them
@@ -162,7 +161,7 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], what: RunFo
         raise _other_configuration(what, ", ".join(changes))
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], but_for: set[str]) -> list[str]:
+def _changes(before: JSON, now: JSON, but_for: set[str]) -> list[str]:
     return [
         f"--{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
         for key in sorted({*before, *now} - but_for)
@@ -178,7 +177,7 @@ def _other_configuration(what: RunFolder | Path, differs: str) -> UserError:
     )
 
 
-def _by_key(settings: Mapping[str, Any]) -> JSON:
+def _by_key(settings: JSON) -> JSON:
     """Returns settings by their keys on the command line; lists and tuples alike."""
     named = {_NAMES.get(key, key): value for key, value in settings.items() if value is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in named.items()}

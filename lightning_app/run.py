@@ -35,7 +35,7 @@ class RunFolder:
         self.record_file = path / "run.json"  # versions, identities and state
         self.metrics = path / "metrics.jsonl"  # one line per logged step; tensorboard/ has the same
         self.subnetworks = path / "subnetwork.safetensors"  # the pool that the trained neurons were selected from
-        self.checkpoints = path / "checkpoints"  # best-step...-loss....ckpt and last.ckpt
+        self.checkpoints = path / "checkpoints"  # best-step...-loss....ckpt (or least-rise-...) and last.ckpt
         self.last_checkpoint = self.checkpoints / "last.ckpt"  # what a killed run goes on from
         self.summary = path / "summary.md"  # what changed
         self.diverged = path / "diverged.json"  # what was being read where a run diverged
@@ -80,9 +80,16 @@ class RunFolder:
         return any(mark.exists() for mark in (*marks, self.path / "tensorboard"))
 
     def best_checkpoint(self) -> Path | None:
-        """Returns the best checkpoint: the newest, because one is only written where it is better than all before."""
-        found = [(path.stat().st_mtime_ns, path) for path in self.checkpoints.glob("best-*.ckpt")]
-        return max(found)[1] if found else None
+        """Returns the best checkpoint: the newest, because one is only written where it is better than all before.
+
+        Where no validation stayed within ``--trainer.max_retention_loss``, it is the one with the smallest worst rise.
+        """
+        found = [(path.name.startswith("best-"), path.stat().st_mtime_ns, path) for path in self.best_checkpoints()]
+        return max(found)[2] if found else None
+
+    def best_checkpoints(self) -> list[Path]:
+        """Returns it, and beside it what a kill left of those before."""
+        return [*self.checkpoints.glob("best-*.ckpt"), *self.checkpoints.glob("least-rise-*.ckpt")]
 
     def checkpoints_by_age(self) -> list[Path]:
         """Returns the checkpoints that a run can go on from: the last one, then the best, if it has them."""
@@ -100,6 +107,10 @@ class RunFolder:
     def read_scaled(self) -> JSON:
         """Returns what scaled.json says; raises `UserError` where it is damaged."""
         return _read_json(self.scaled)
+
+    def read_evaluation(self) -> JSON:
+        """Returns what evaluation.json says; nothing where there is none; raises `UserError` where it is damaged."""
+        return _read_json(self.evaluation) if self.evaluation.is_file() else {}
 
     def text_revision(self, data_set: str) -> str | None:
         """Returns the commit of a data set that the run read, which a resumed run stays at; None where it is new."""
@@ -225,7 +236,10 @@ def _deciding(config: JSON) -> JSON:
         parts[group] = {key: value for key, value in config[group].items() if value and key not in places}
     if config["model"].get("subnetwork"):
         parts["subnetwork"] = str(config["model"]["subnetwork"])
-    parts["trainer"] = {key: config["trainer"].get(key) for key in _TRAINER_KEYS if config["trainer"].get(key)}
+    trainer = config["trainer"]
+    parts["trainer"] = {key: trainer.get(key) for key in _TRAINER_KEYS if trainer.get(key)}
+    if (limit := trainer.get("max_retention_loss")) is not None:  # 0 is a limit, too
+        parts["trainer"]["max_retention_loss"] = limit
     return parts
 
 

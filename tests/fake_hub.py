@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from huggingface_hub import close_session, constants
 
 from lightning_app.hub import client
@@ -59,7 +60,7 @@ class Answer(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in path.path.strip("/").split("/")]
         is_api = parts[0] == "api"
         kind, repo, rest = self.split(parts[1:] if is_api else parts)
-        self.server.asked += 1
+        self.server.asked, self.prefix = self.server.asked + 1, f"{kind}/{repo}"
         if self.is_faulty():
             return None
         known = {
@@ -108,11 +109,12 @@ class Answer(BaseHTTPRequestHandler):
                 path = name if whole or len(below) == 1 else f"{folder}/{below[0]}".strip("/")
                 entries[path] = {"type": "file" if path == name else "directory", "path": path, "oid": "0", "size": 0}
                 if path == name:
-                    (content,) = [c for n, c in self.server.files.items() if n.endswith(f"/{name}")]
-                    entries[path]["size"] = len(content)
+                    entries[path]["size"] = len(self.server.files[f"{self.prefix}/{name}"])
             return self.reply(200, list(entries.values()))
         siblings = [{"rfilename": name} for name in sorted(known)]
-        return self.reply(200, {"id": "x", "sha": commit, "private": False, "siblings": siblings, "tags": []})
+        card = self.server.files.get(f"{self.prefix}/README.md", b"---\n{}\n---\n").split(b"---\n")[1]
+        about = {"id": "x", "sha": commit, "private": False, "siblings": siblings, "tags": []}
+        return self.reply(200, {**about, "cardData": yaml.safe_load(card)})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -163,6 +165,7 @@ def ask_hub(address, monkeypatch, folder):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # it keeps the address that it had
     monkeypatch.setattr(client._PatientClient, "given_up", {})
     monkeypatch.delenv("HF_TOKEN", raising=False)
     close_session()

@@ -1,7 +1,6 @@
 """The user's own text of one language: counted by itself, and counted again only where it changed."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.profiling.profiler import find_atlas
+from lightning_app.profiling.settings import ProfilingSettings
 from tests.caches import LATIN, own_corpus, train_on
 
 MODEL = ModelIdentity("m", "", "0123456789abcdef", 3, 10, 16, 10_000)
@@ -81,9 +81,7 @@ def test_the_default_atlas_is_the_same_file_with_and_without_own_text(workplace,
 def test_a_plan_finds_the_counts_of_the_text_that_is_there(hub, tokenizer, tmp_path):
     (tmp_path / "own.txt").write_text("one\n\ntwo\n")
     corpus = own_corpus(hub, tmp_path, tokenizer, **{LATIN.glotcc: str(tmp_path / "own.txt")})
-    named = SimpleNamespace(
-        tokens_per_language=5, stop_when_stable=None, atlas_path=tmp_path / "atlas", rate=0.1, quantile=0.9
-    )
+    named = ProfilingSettings(tokens_per_language=5, atlas=str(tmp_path / "atlas"), rate=0.1, quantile=0.9)
     made = Atlas(MODEL, "t", 128)
     for code in ("cy", "mt"):
         made.add(find_language(code), torch.full((3, 10), 5), 10, {"data_set": "d"})

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.chunking import PackedBlocks, cut_blocks, usable_tokens
+from datamodules.chunking import DocumentBlocks, PackedBlocks, batch_documents, cut_blocks, usable_tokens
 from datamodules.token_cache import TokenCache
 from datamodules.tokenizers import start_token
+from lightning_app.model.attention import attend_without_masks, require_documents_apart, seen_within_documents
+from lightning_app.model.loss import IGNORED, OutputHead, token_loss_sum
+from tests.conftest import ARCHITECTURES, tiny_model
 from tests.faults import refusal
 from tests.tokenizer_kinds import BOS, EOS, KINDS, LATIN, TEXTS, all_of, corpus_of, made
 
@@ -29,6 +32,10 @@ def write_cache(folder, lengths, generator):
     return cache, np.split(tokens.astype(np.int64), np.cumsum(lengths)[:-1])
 
 
+def positions_of(owners):
+    return [owners[:place].count(owner) for place, owner in enumerate(owners)]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_packed_blocks_are_the_documents_between_their_special_tokens(seed, tmp_path):
     """Against a naive concatenation: empty documents, long ones, blocks of any size, with and without specials."""
@@ -38,6 +45,7 @@ def test_packed_blocks_are_the_documents_between_their_special_tokens(seed, tmp_
     cache, documents = write_cache(tmp_path, lengths, generator)
     for start, separator in ((None, None), (None, 5), (4, None), (4, 5)):
         around = [[] if token is None else [token] for token in (start, separator)]
+        owners = [number for number, document in enumerate(documents) for _ in [*around[0], *document, *around[1]]]
         stream = [token for document in documents for token in [*around[0], *document.tolist(), *around[1]]]
         for size in {1, 2, 3, int(generator.integers(1, 80)), len(stream)}:
             budget = int(generator.choice([10**9, max(1, len(stream) // 2)]))
@@ -46,6 +54,13 @@ def test_packed_blocks_are_the_documents_between_their_special_tokens(seed, tmp_
             assert blocks.available == len(stream)
             assert blocks.tokens == count * size
             assert all_of(blocks) == [stream[index * size : (index + 1) * size] for index in range(count)]
+            apart = DocumentBlocks(cache, size, budget, separator, start)
+            assert all_of(apart) == [
+                [block, positions_of(block_documents)]
+                for block, block_documents in zip(
+                    all_of(blocks), [owners[index * size : (index + 1) * size] for index in range(count)], strict=True
+                )
+            ]
             with pytest.raises(IndexError):
                 blocks[count]
         if separator is not None:
@@ -88,3 +103,39 @@ def test_a_sample_is_the_first_of_the_text_packed_as_in_training(tokenizer, tmp_
     assert 0 < len(list(corpus.sample(LATIN, 10**6, 1000))) < 100
     with refusal("less than one sequence of 1000000"):
         corpus.sample(LATIN, 1, 10**6)
+
+
+@pytest.mark.parametrize("is_unmasked", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_loss_of_a_block_is_that_of_its_documents_alone(architecture, is_unmasked):
+    """Against transformers' own loss of every document, in fp32, where attention has masks and where it has none."""
+    model = tiny_model(architecture).eval()
+    if is_unmasked:
+        attend_without_masks(model)
+    require_documents_apart(model)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [[5, 1, 17, 7], [2, 20, 8]]
+    rows = [[torch.randint(3, 97, (n,), generator=generator) for n in of_row] for of_row in lengths]
+    batch = batch_documents(
+        [torch.stack((torch.cat(row), torch.cat([torch.arange(len(document)) for document in row]))) for row in rows]
+    )
+    with torch.no_grad():
+        expected = sum(
+            float(model(input_ids=document[None], labels=document[None]).loss) * (len(document) - 1)
+            for row in rows
+            for document in row
+            if len(document) > 1
+        )
+        inputs = seen_within_documents(model, batch["input_ids"], batch["position_ids"])
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        labels = batch["labels"][:, 1:]
+        found = token_loss_sum(hidden[:, :-1], OutputHead.of(model), labels)
+    assert int((labels != IGNORED).sum()) == sum(n - 1 for of_row in lengths for n in of_row)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):
+    model = attend_without_masks(tiny_model("llama"))
+    monkeypatch.setattr("lightning_app.model.attention._CAUSAL", "another")
+    with refusal("--data.chunking packed"):
+        require_documents_apart(model)

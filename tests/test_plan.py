@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.measure import peak_bytes
 from lightning_app.cli import main
 from lightning_app.methods.registry import build_method
-from lightning_app.model.base import attend_without_masks, base_without_weights, recompute_activations
+from lightning_app.model.attention import attend_without_masks
+from lightning_app.model.base import base_without_weights, recompute_activations
 from lightning_app.model.limit import forward_flop, frozen_step_flop
 from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet

@@ -20,6 +20,8 @@ PROCESS = """
 import json, os, signal, sys, time
 from pathlib import Path
 from lightning_app.peers import PeerEnded, company, conclude, is_of_another, join
+own = sys.modules["lightning_app.peers.company"]
+own._GRACE_S, own._CTRL_C_S = 1.5, 0.5
 rank, count, folder, act = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 
 def broadcast(value):

@@ -13,6 +13,7 @@ from lightning_app.languages import find_language
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.selection import select_subnetworks
+from lightning_app.neurons.sizes import Sizes
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.counting import GateCounter
 from lightning_app.profiling.unfinished import UnfinishedCounts
@@ -94,7 +95,7 @@ def test_counting_to_the_end_in_halves_gives_the_same_counts_and_the_overlap_of_
                     model.model(input_ids=block.unsqueeze(0))
             halves[half].counts[code], halves[half].tokens[code] = counter.counts_HLN[0], 2048
     pool = [find_language(code) for code in LANGUAGES]
-    sets = [select_subnetworks(half, pool, 0.1, 0.95) for half in halves]
+    sets = [select_subnetworks(half, pool, Sizes(0.1, 0.95)) for half in halves]
     for code, stability in found.stability.items():
         assert stability["curve"][-1][1] == pytest.approx(
             sets[0].neurons[code].overlap(sets[1].neurons[code]), abs=0.03

@@ -76,6 +76,18 @@ def test_a_killed_run_has_the_figures_of_its_best_validation_so_far(root, capsys
     assert f"stopped at step 30 of {length['steps']}" in shown(capsys, root)
 
 
+def test_the_best_validation_so_far_keeps_to_the_limit_of_the_run(root, capsys):
+    config, losses = root / "killed/config.yaml", [(3.0, 2.0), (2.5, 2.01), (2.0, 2.5)]
+    config.write_text(config.read_text().replace("max_retention_loss: null", "max_retention_loss: 0.05"))
+    rows = [
+        {"step": 10 * n, "val/loss/qah-Deva": target, "val/loss/qaa-Latn": watched}
+        for n, (target, watched) in enumerate(losses)
+    ]
+    (root / "killed/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = listed(capsys, root)["killed"]
+    assert (row["gain"], row["rises"]["qaa-Latn"]) == (0.5, pytest.approx(0.01))
+
+
 def test_only_settings_that_differ_are_shown(root, capsys):
     rows = listed(capsys, root)
     assert {name: row["settings"] for name, row in rows.items()} == {

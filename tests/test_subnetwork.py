@@ -8,7 +8,7 @@ from lightning_app.identity import ModelIdentity
 from lightning_app.languages import PAPER_LANGUAGES, find_language, known_languages
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks, read_released_masks, read_subnetworks
-from lightning_app.reports.tables import describe_subnetworks, format_subnetworks
+from lightning_app.reports.neurons import describe_subnetworks, format_subnetworks
 
 LLAMA = ModelIdentity("Llama-3.1-8B", "", "", 32, 14336, 4096, 8_030_261_248)
 NEMO = ModelIdentity("Mistral-Nemo-12B", "", "", 40, 14336, 5120, 12_247_782_400)

@@ -13,7 +13,7 @@ from callbacks.retention import Retention
 from callbacks.run_record import RunRecord
 from callbacks.throughput import Throughput
 from lightning_app.cli import main
-from lightning_app.model.base import attend_without_masks
+from lightning_app.model.attention import attend_without_masks
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.profiling.counting import GateCounter
 from lightning_app.training.module import SparseSubnetModule

@@ -35,7 +35,9 @@ VERBS = {
     "compare": "compare",
     "evaluate": "evaluate",
     "export": "export",
+    "apply": "apply",
     "subnetwork": "subnetwork",
+    "atlas": "atlas",
     "runs": "runs",
     "doctor": "doctor",
 }
@@ -115,7 +117,10 @@ def _run(name: str, arguments: list[str], debug: list[str]) -> None:
     if not set(HELP).isdisjoint(arguments):
         print(help_page(name, keys.does, keys.shown))
         return
+    if keys.takes_source and arguments and not arguments[0].startswith("-"):
+        arguments = ["--source", *arguments]
     arguments, shows_all = ["--help" if each == HELP_ALL else each for each in arguments], HELP_ALL in arguments
+    arguments = keys.tidy(arguments)
     keys.require(arguments)
     arguments = resolve_configs(arguments, keys)
     sys.argv[1:] = [name, *arguments, *debug]  # what a launcher of more processes starts again

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.lightning_cli import ParsedCLI
+from lightning_app.cli.measure import data_folder, of_run
 from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import UserError
 from lightning_app.evaluation.contestants import find_contest
@@ -30,14 +31,14 @@ EVALUATE = Verb(
         ),
         "source": (str | None, None, "Run folder, checkpoint, or a model by hub name or folder."),
         "data_dir": (str | None, None, "Folder of data sets in the hub's layout; what it lacks is the hub's."),
-        "limit": (int | None, None, "Only so many items of each task, for trying."),
+        "limit": (int | None, None, "Only so many items of each task, for trying; kept in files of its own."),
     },
 )  # fmt: skip
 
 
 def evaluate(arguments: list[str], shows_all: bool) -> None:
     """Measures, keeps the scores and evaluation.json, and prints the table."""
-    cli = NeuroglotCLI(EVALUATE, arguments, shows_all)
+    cli = ParsedCLI(EVALUATE, of_run(arguments), shows_all)
     settings = cli.config
     if settings.limit is not None and settings.limit < 1:
         raise UserError(f"--limit is {settings.limit}; expected a whole number above zero")
@@ -48,9 +49,11 @@ def evaluate(arguments: list[str], shows_all: bool) -> None:
         say(f"evaluate runs on one device, the first of {fabric.world_size}")
     source = Path(settings.source) if settings.source else RunFolder.newest(Path(settings.run_dir)).path
     cache_dir = Path(settings.data.cache_dir)
-    data = TaskData(_folder(settings.data_dir), settings.data.flores, cache_dir)
-    contest = find_contest(source, cache_dir, fabric.device)
-    languages = [each for each, _ in find_languages(settings.language)] if settings.language else contest.languages
+    data = TaskData(data_folder(settings.data_dir), settings.data.flores, cache_dir)
+    contest = find_contest(source, cache_dir, fabric.device, settings.limit)
+    is_named = "--language" in {argument.partition("=")[0] for argument in arguments} or not contest.languages
+    named = [each for each, _ in find_languages(settings.language)] if settings.language and is_named else []
+    languages = named or contest.languages
     tasks = choose_tasks([name.strip() for name in settings.tasks.split(",") if name.strip()], languages)
     before = read_evaluation(contest.file)
     say(f"measuring {' and '.join(each.name for each in contest.contestants)} of {source}")
@@ -59,10 +62,3 @@ def evaluate(arguments: list[str], shows_all: bool) -> None:
     write_text(contest.file, as_json(described))
     say(f"\n{format_evaluation(outcomes, settings.limit)}\n")
     say(f"files of the evaluation: {contest.file}, {contest.contestants[-1].folder}/")
-
-
-def _folder(data_dir: str | None) -> Path | None:
-    folder = Path(data_dir).expanduser().resolve() if data_dir else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"--data_dir {data_dir} is no folder; expected one with data sets as OWNER/NAME in it")
-    return folder

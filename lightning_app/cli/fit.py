@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.averaging import WeightAverage
@@ -74,31 +75,39 @@ def fit(arguments: list[str], shows_all: bool) -> None:
     say(f"run folder {folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
     for note in filter(None, cli.notes):
         say(note)
-    retention, throughput, last = Retention(), Throughput(), LastCheckpoint(folder)
-    # In this order: first what refuses; and a run is marked complete only when all of its files are there.
-    callbacks = [
-        Soundness(),
-        LAPEProfiling(cli.profiling),
-        WeightAverage(cli.model.ema),
-        retention,
-        Console(retention),
-        throughput,
-        StopDiverged(folder, cli.config_init.trainer.stop_after_nonfinite),
-        SaveResult(folder),
-        RunRecord(run, cli.config_yaml, throughput, retention),
-        BestCheckpoint(folder),
-        last,
-        Interruption(last),
-    ]
     # TensorBoard would show the steps after the checkpoint twice, those that are made again: all where there is none.
     again = load_checkpoint(run.checkpoint, is_mapped=True)["global_step"] + 1 if run.checkpoint else 0
     tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=again)
     loggers = [JSONLLogger(folder.metrics), tensorboard]
     is_logged = cli.config_init.trainer.logger is not False
-    trainer = cli.make_trainer(str(folder), callbacks, loggers if is_logged else [])
+    trainer = cli.make_trainer(str(folder), _callbacks(cli), loggers if is_logged else [])
     cli.model.checkpoint = run.checkpoint
     with occupied(folder) if is_first_process() else nullcontext():
         _train(trainer, cli, str(run.checkpoint) if run.checkpoint else None)
+
+
+def _callbacks(cli: _FitCLI) -> list[Callback]:
+    run, folder, keys, data = cli.run, cli.run.folder, cli.config_init.trainer, cli.datamodule
+    retention, throughput, last, figures = Retention(), Throughput(), LastCheckpoint(folder), cli.make_figures()
+    targets = [target.language for target in data.targets]
+    watched = [language.short for language in data.validation_languages if language not in targets]
+    best = BestCheckpoint(folder, retention, keys.max_retention_loss, watched, figures)
+    # In this order: first what refuses; and a run is marked complete only when all of its files are there.
+    return [
+        Soundness(),
+        retention,
+        Console(retention),
+        *figures,
+        LAPEProfiling(cli.profiling),
+        WeightAverage(cli.model.ema),
+        throughput,
+        StopDiverged(folder, keys.stop_after_nonfinite),
+        SaveResult(folder),
+        RunRecord(run, cli.config_yaml, throughput, retention, best),
+        best,
+        last,
+        Interruption(last),
+    ]
 
 
 def _train(trainer: NeuroglotTrainer, cli: NeuroglotCLI, checkpoint: str | None) -> None:

@@ -4,7 +4,7 @@ import types
 from argparse import Action
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from typing import Literal, Union, cast, get_args, get_origin
 
 from lightning_app.cli.command_line import VERBS, find_verb
 from lightning_app.cli.keys import TABLE
@@ -29,6 +29,7 @@ def make_table(parsers: Mapping[str, Parser]) -> JSON:
         verb, own = find_verb(name)[0], {key: _kind(action) for key, action in parser.named_actions().items()}
         options = {key: own.pop(key) for key in list(own) if key.removeprefix("no_") in verb.options}
         verbs[name] = {"does": verb.does, "shown": parser.shown(), "options": options}
+        verbs[name] |= {"words": verb.words} if verb.words else {}
         kinds = kinds or own
     return {"lightning": metadata.version("lightning"), "keys": kinds, "verbs": verbs}
 
@@ -43,7 +44,7 @@ def _kind(action: Action) -> str:
     return "value" if _is_plain(getattr(action, "_typehint", action.type)) else "open"
 
 
-def _is_plain(kind: Any) -> bool:
+def _is_plain(kind: object) -> bool:
     """Tells whether values of a type are numbers, words or lists of them, without names of their own inside."""
     origin = get_origin(kind)
     if origin in _CONTAINERS or getattr(origin, "__name__", "") == "Sequence":

@@ -31,18 +31,25 @@ class Keys:
         shown: The keys that its help shows, with what the help says of them.
         kinds: Every key by its dotted name: ``group`` of keys, ``value``, ``open`` (a value with names of its own in
             it, such as a mapping or a class), ``flag`` (takes no value) or ``optional`` (may take one).
+        words: The key that words without one belong to, or None.
     """
 
     verb: str
     does: str
     shown: Mapping[str, str]
     kinds: Mapping[str, str]
+    words: str | None = None
 
     @classmethod
     def of(cls, verb: str) -> "Keys":
         """Returns the keys of a verb."""
         own = _table()["verbs"][verb]
-        return cls(verb, own["does"], own["shown"], {**_table()["keys"], **own["options"]})
+        return cls(verb, own["does"], own["shown"], {**_table()["keys"], **own["options"]}, own.get("words"))
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether a word at the beginning is what the verb works on, as if ``--source`` stood before it."""
+        return "source" in self.kinds
 
     def kind(self, key: str) -> str | None:
         """Returns the kind of a key, ``open`` for what stands inside an open one, or None where there is no such key.
@@ -57,6 +64,33 @@ class Keys:
         outer = [".".join(parts[:length]) for length in range(1, len(parts))]
         is_inside = any(self.kinds.get(name) == "open" for name in outer)
         return "open" if is_inside or (parts[0] == "trainer" and len(parts) > 1 and _is_other_trainer()) else None
+
+    def tidy(self, arguments: list[str]) -> list[str]:
+        """Returns the arguments with their words behind the key that these belong to, and --push-to as --push_to.
+
+        >>> keys = Keys("apply", "", {}, {"base": "value", "remove": "flag", "push_to": "value"}, "deltas")
+        >>> keys.tidy(["--remove", "a", "b", "--base", "c", "--push-to", "d-e"])
+        ['--remove', '--base', 'c', '--push_to', 'd-e', '--deltas=["a", "b"]']
+        """
+        words: list[str] = []
+        others: list[str] = []
+        may_be_value = False
+        for argument in arguments:
+            is_key = argument.startswith("-")
+            argument = self._with_underscores(argument) if is_key else argument
+            if self.words is None or is_key or may_be_value:
+                others.append(argument)
+            else:
+                words.append(argument)
+            key, equals, _ = argument.removeprefix("--").partition("=")
+            may_be_value = is_key and not equals and self.kind(key) != "flag"
+        return [*others, f"--{self.words}={json.dumps(words)}"] if words else others
+
+    def _with_underscores(self, argument: str) -> str:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        plain = name.replace("-", "_")
+        is_meant = self.kind(name) is None and self.kind(plain) not in (None, "open")
+        return f"--{plain}{equals}{value}" if argument.startswith("--") and is_meant else argument
 
     def require(self, arguments: Iterable[str]) -> None:
         """Raises `UserError` where an argument is no key of this verb, a key lacks its value, or a word its key.

@@ -11,7 +11,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.figures import Figures
 from datamodules.glotcc import GlotCCDataModule
+from lightning_app.cli.command_line import quiet_libraries
 from lightning_app.cli.configurations import CONFIGS
 from lightning_app.cli.parser import Parser
 from lightning_app.cli.verb import Verb
@@ -86,6 +88,21 @@ class NeuroglotCLI(LightningCLI):
         """The keys under ``profiling``."""
         return self.config_init.profiling
 
+    def make_figures(self) -> list[Figures]:
+        """Returns what the ``trainer`` keys ask to be taken at a validation beside the losses."""
+        keys, figures = self.config_init.trainer, list[Figures]()
+        if keys.translate:  # the tasks of the harness take a second to import
+            from callbacks.translation import Translation
+
+            figures.append(Translation(keys.translate))
+        if keys.probe:
+            from callbacks.in_context import InContextProbe
+
+            figures.append(InContextProbe())
+        if figures:
+            quiet_libraries()
+        return figures
+
     def make_trainer(self, root: str, callbacks: list[Callback], loggers: list[Logger]) -> NeuroglotTrainer:
         """Returns the Trainer of the ``trainer`` keys, with callbacks and loggers beside those that the keys name.
 
@@ -125,7 +142,8 @@ class ParsedCLI(NeuroglotCLI):
     """Has the keys as they were given, and nothing of what they describe."""
 
     def instantiate_classes(self) -> None:
-        """Instantiates nothing."""
+        """Instantiates nothing: not even what keys that do not go together describe."""
+        self.config_init = self.config
 
 
 def resolved(cli: NeuroglotCLI) -> JSON:

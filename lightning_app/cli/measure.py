@@ -33,6 +33,7 @@ PREDICT = Verb(
     ("ckpt_path", "run_dir", "data.prompts", "language", "model.base"),
     _OPTIONS,
 )
+_ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 _NAMING = ("--config", "-c", "--model", "--language", "--ckpt_path", "--help", "-h", "--print_config")
 
 
@@ -58,7 +59,10 @@ def _measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     folder = RunFolder.of(checkpoint) if checkpoint is not None else RunFolder(Path(cli.config.run_dir))
     # What a checkpoint knows of the base is of dev, where its run validated.
     retention = Retention() if verb is TEST else Retention.of(checkpoint)
-    callbacks = [retention, Console(retention), WritePredictions(folder.predictions)]
+    figures = cli.make_figures() if verb is VALIDATE else []  # of dev alone
+    for each in figures:
+        each.remember(checkpoint)
+    callbacks = [retention, Console(retention), *figures, WritePredictions(folder.predictions)]
     trainer = cli.make_trainer(cli.config.run_dir, callbacks, [])
     cli.model.checkpoint = checkpoint
     if checkpoint is None:
@@ -107,15 +111,30 @@ def _add_newest_run(arguments: list[str]) -> list[str]:
 
 
 def of_run(arguments: list[str]) -> list[str]:
-    """Returns the arguments behind the configuration of the run that ``--source`` is of, or of the newest one."""
+    """Returns the arguments behind the configuration of the run that ``--source`` is of, or of the newest one.
+
+    One process on one device does what these verbs do, however many trained the run.
+    """
     if not {"--help", "-h"}.isdisjoint(arguments):
         return arguments
-    source = _value("--source", arguments)
+    source = (_value("--source", arguments) or "").strip("[]").split(",")[0].strip("'\" ")  # the first of several
     path = Path(source) if source else RunFolder.newest(Path(_value("--run_dir", arguments) or "runs")).path
-    folder = (
-        RunFolder(path) if path.is_dir() else RunFolder.of(path) if path.suffix == ".ckpt" else RunFolder(path.parent)
-    )
-    return ["--config", str(folder.config), *arguments] if folder.config.is_file() else arguments
+    if not source:
+        arguments = ["--source", str(path), *arguments]
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    if path.suffix == ".ckpt":
+        folder = RunFolder.of(path)
+    if not path.exists() or not folder.config.is_file():
+        return arguments  # a model of the hub, say
+    return ["--config", str(folder.config), *_ONE_DEVICE, *arguments]
+
+
+def data_folder(data_dir: str | None) -> Path | None:
+    """Returns the folder that ``--data_dir`` names, if it does; raises `UserError` where it is none."""
+    folder = Path(data_dir).expanduser().resolve() if data_dir else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--data_dir {data_dir} is no folder; expected one with data sets as OWNER/NAME in it")
+    return folder
 
 
 def _value(key: str, arguments: list[str]) -> str | None:

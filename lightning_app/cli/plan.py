@@ -1,9 +1,11 @@
 """``plan``: what fit would take."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
+from lightning_app.cli.measure import data_folder
 from lightning_app.cli.verb import Verb
 from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
@@ -16,9 +18,13 @@ PLAN = Verb(
     (
         "language", "model.base", "model.method", "model.first_layer", "model.activation_checkpointing",
         "data.token_budget", "data.batch_size", "data.block_size", "profiling.languages", "profiling.rate",
-        "trainer.devices", "trainer.precision", "json",
+        "trainer.devices", "trainer.precision", "evaluate", "data_dir", "json",
     ),
-    {"json": (bool, False, "Print JSON.")},
+    {
+        "json": (bool, False, "Print JSON."),
+        "evaluate": (str | None, None, "Say what evaluate would take, too: suites or tasks as its --tasks has them."),
+        "data_dir": (str | None, None, "Folder of its data sets in the hub's layout."),
+    },
 )  # fmt: skip
 
 
@@ -31,5 +37,9 @@ def plan(arguments: list[str], shows_all: bool) -> None:
         base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
         trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir),
     )  # fmt: skip
-    found = Planner(cli.model, cli.datamodule, cli.profiling, launch).plan()
+    planner = Planner(cli.model, cli.datamodule, cli.profiling, launch)
+    found = planner.plan()
+    if cli.config.evaluate is not None:
+        names = [name.strip() for name in cli.config.evaluate.split(",") if name.strip()]
+        found = replace(found, evaluation=planner.plan_evaluation(names, data_folder(cli.config.data_dir)))
     print(json.dumps(found.as_json(), ensure_ascii=False) if cli.config.json else format_plan(found), flush=True)

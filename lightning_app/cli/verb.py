@@ -15,6 +15,7 @@ class Verb:
         keys: The keys that its help shows, the most turned first.
         options: Those that it has beside the keys that all share: type, default and help.
         has_defaults: Whether keys that are not given are those of default.yaml; else there is no base, either.
+        words: The option, a list, that words without a key belong to; None where the verb takes none.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Verb:
     keys: tuple[str, ...]
     options: dict[str, tuple[object, object, str]] = field(default_factory=dict)
     has_defaults: bool = True
+    words: str | None = None
 
 
 def say(text: str) -> None:

@@ -106,7 +106,7 @@ def _read_row(folder: RunFolder, name: str) -> RunRow:
         found |= {"settings": settings.deciding, "targets": tuple(targets)}
         found |= {"base": str(record.get("base", {}).get("name") or settings.base)}
         found |= {"method": str(record.get("method") or settings.method)}
-        return RunRow(**found, **_progress(folder, record))
+        return RunRow(**found, **_progress(folder, record, settings.deciding.get("trainer.max_retention_loss")))
     except _DAMAGE as error:
         said = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         return RunRow(**found, state="damaged", note=said[:200])
@@ -140,8 +140,8 @@ def _read_settings(folder: RunFolder) -> _Settings:
         raise UserError(f"{given.name} is damaged: {reason}") from error
 
 
-def _progress(folder: RunFolder, record: JSON) -> JSON:
-    """Returns how far a run is and what it has come to, as fields of a row."""
+def _progress(folder: RunFolder, record: JSON, limit: object) -> JSON:
+    """Returns how far a run is and what it has come to, as fields of a row; ``limit`` is ``max_retention_loss``."""
     result = read_result(folder, with_curve=False)
     if result is not None:
         steps, tokens = result.steps, result.tokens
@@ -149,7 +149,7 @@ def _progress(folder: RunFolder, record: JSON) -> JSON:
         return found | {
             "gain": result.gain, "bits_gain": result.bits_gain, "rises": result.retention, "state": "complete",
         }  # fmt: skip
-    metrics = _read_metrics(folder.metrics, record.get("targets") or {})
+    metrics = _read_metrics(folder.metrics, record.get("targets") or {}, limit)
     steps, length = metrics.pop("steps"), record.get("length") or {}
     found = {"steps": steps, "steps_in_all": length.get("steps"), "tokens_in_all": length.get("tokens")}
     if length:
@@ -159,7 +159,7 @@ def _progress(folder: RunFolder, record: JSON) -> JSON:
     return {**found, **metrics, "state": "stopped" if steps else "not trained", "note": _last_line(folder.log)}
 
 
-def _read_metrics(path: Path, targets: Mapping[str, float]) -> JSON:
+def _read_metrics(path: Path, targets: Mapping[str, float], limit: object) -> JSON:
     """Returns the last step of metrics.jsonl, and gain and rises of its best validation; skips lines cut short."""
     rows = []
     step = 0
@@ -172,14 +172,21 @@ def _read_metrics(path: Path, targets: Mapping[str, float]) -> JSON:
                 step = max(step, int(line[9 : line.index(b",")]))
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    return {"steps": step, **_best_figures(rows, targets)}
+    return {"steps": step, **_best_figures(rows, targets, limit)}
 
 
-def _best_figures(rows: list[JSON], targets: Mapping[str, float]) -> JSON:
+def _best_figures(rows: list[JSON], targets: Mapping[str, float], limit: object) -> JSON:
     before = next((row for row in rows if row["step"] == 0), None)
     after = [row for row in rows if row["step"] > 0 and all(_is_number(row.get(f"val/loss/{c}")) for c in targets)]
     if before is None or not after or not targets:
         return {}
+    watched = [code for key in before if (code := key.removeprefix("val/loss/")) != key and code not in targets]
+
+    def worst_rise(row: JSON) -> float:
+        return max(row.get(f"val/loss/{code}", math.inf) - before[f"val/loss/{code}"] for code in watched)
+
+    if _is_number(limit) and watched:
+        after = [row for row in after if worst_rise(row) <= limit] or [min(after, key=worst_rise)]
     best = min(after, key=lambda row: over_targets({c: row[f"val/loss/{c}"] for c in targets}, targets))
 
     def fall(kind: str, code: str) -> float:
@@ -187,8 +194,7 @@ def _best_figures(rows: list[JSON], targets: Mapping[str, float]) -> JSON:
         return one - other if _is_number(one) and _is_number(other) else math.nan
 
     gains = (over_targets({c: fall(kind, c) for c in targets}, targets) for kind in ("loss", "bits_per_byte"))
-    watched = [key.removeprefix("val/loss/") for key in before if key.startswith("val/loss/")]
-    rises = {code: -fall("loss", code) for code in watched if code not in targets}
+    rises = {code: -fall("loss", code) for code in watched}
     return dict(zip(("gain", "bits_gain"), gains, strict=True)) | {"rises": rises}
 
 

@@ -51,19 +51,19 @@ class Contest:
     about: JSON
 
 
-def find_contest(source: Path, cache_dir: Path, device: torch.device) -> Contest:
+def find_contest(source: Path, cache_dir: Path, device: torch.device, limit: int | None = None) -> Contest:
     """Returns who is measured for a run folder (its best checkpoint), a checkpoint, or a model by hub name or folder.
 
     Scores of an adapted model are kept in its run's folder, those of a base in the cache, where every run on it finds
-    them.
+    them; those of a trial with a limit in files of their own.
 
     Raises:
         UserError: There is nothing there, or the run has no checkpoint yet.
     """
-    run = RunFolder(source)
+    run, trial = RunFolder(source), f"-first{limit}" if limit else ""
     is_run = run.record_file.is_file()
     if not is_run and source.suffix != ".ckpt":
-        return _alone(source, cache_dir, device)
+        return _alone(source, cache_dir, device, trial)
     checkpoint = run.best_checkpoint() if is_run else source
     if checkpoint is None:
         raise UserError(f"{source} has no best checkpoint yet; the same fit command goes on with the run")
@@ -77,32 +77,33 @@ def find_contest(source: Path, cache_dir: Path, device: torch.device) -> Contest
         identity = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     is_adapted = adaptation.architecture is None  # a base from scratch has none below it
     name = ADAPTED if is_adapted else BASE
-    contestants = [Contestant(name, lambda: _on(device, load_adapted(checkpoint)), folder.scores, identity)]
+    scores = folder.scores.with_name(f"{folder.scores.name}{trial}")
+    contestants = [Contestant(name, lambda: _on(device, load_adapted(checkpoint)), scores, identity)]
     if is_adapted:
         # In the method's dtype and by its way of writing: what differs is the change, and nothing else.
         dtype = adaptation.method.weight_dtype(getattr(torch, adaptation.dtype))
         base = Contestant(
             BASE,
             lambda: _on(device, load_adapted(checkpoint, scale=0.0)),
-            _of_base(cache_dir, adaptation.base),
+            _of_base(cache_dir, adaptation.base) / scores.name,
             f"{adaptation.base.fingerprint}-{dtype}",
         )
         contestants.insert(0, base)
     languages = [find_language(code) for code in (adaptation.language or "").split(",") if code]
     about: JSON = {"base": adaptation.base.name, "checkpoint": checkpoint.name, "method": adaptation.method.name}
-    return Contest(contestants, languages, folder.evaluation, about | {"models": _identities(contestants)})
+    return Contest(contestants, languages, scores.with_suffix(".json"), about | {"models": _identities(contestants)})
 
 
-def _alone(source: Path, cache_dir: Path, device: torch.device) -> Contest:
+def _alone(source: Path, cache_dir: Path, device: torch.device, trial: str) -> Contest:
     if source.is_dir() and not (source / "config.json").is_file():
         raise UserError(f"{source} is neither a run (it has no run.json) nor a model (no config.json); check --source")
     if not source.exists() and (source.is_absolute() or len(source.parts) > 2 or str(source).startswith(".")):
         raise UserError(f"there is no run, checkpoint or model at {source}; check --source")
     model = load_adapted(source)
-    folder = _of_base(cache_dir, model.base)
+    folder = _of_base(cache_dir, model.base) / f"evaluation{trial}"
     contestant = Contestant(BASE, lambda: _on(device, model), folder, f"{model.base.fingerprint}-{model.model.dtype}")
     about = {"base": model.base.name, "models": _identities([contestant])}
-    return Contest([contestant], [], folder / "evaluation.json", about)
+    return Contest([contestant], [], folder.with_suffix(".json"), about)
 
 
 def _identities(contestants: Sequence[Contestant]) -> dict[str, str]:

@@ -90,10 +90,8 @@ def evaluate(
     for contestant in contestants:
         fit = [each for each in ready if each.loaded is not None and each.name not in unfit]
         missing = [each for each in fit if contestant.name not in scores[each.name]]
-        say(
-            f"{contestant.name}: {len(missing)} of {len(fit)} tasks to measure"
-            + (f", {len(fit) - len(missing)} were measured before" if len(missing) < len(fit) else "")
-        )
+        before = f", {len(fit) - len(missing)} were measured before" if len(missing) < len(fit) else ""
+        say(f"{contestant.name}: {len(missing)} of {len(fit)} tasks to measure{before}")
         if not missing:
             continue
         with _opened(contestant) as model:

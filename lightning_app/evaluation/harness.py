@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
-from typing import Any, cast
+from typing import Any
 
 import lm_eval.api.task
 import torch
@@ -27,7 +27,7 @@ from lightning_app.evaluation.requests import FEWSHOT_SEED
 from lightning_app.evaluation.scores import Scores
 from lightning_app.evaluation.translation import sign_translation
 from lightning_app.files import JSON
-from lightning_app.model.generation import StopsAt
+from lightning_app.model.generation import StopsAt, generating
 from lightning_app.progress import ItemProgress
 
 SHARE_OF_FREE_MEMORY = 0.7  # the rest is for what the allocator keeps and the estimate leaves out
@@ -110,7 +110,7 @@ class ModelInMemory(HFLM):
                     answers[number] = answer
         return answers
 
-    def tok_batch_encode(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    def tok_batch_encode(self, *args: object, **options: object) -> tuple[Tensor, Tensor]:
         """Returns tokens (B, T) and mask of a batch, each prompt padded with its own first token.
 
         A penalty on repeated tokens counts padding too: another token would be punished in the shorter prompts.
@@ -132,17 +132,16 @@ class ModelInMemory(HFLM):
         self.cut_short += sum(context + continuation > self.max_length + 1 for context, continuation in lengths)
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
-    def _model_call(self, *args: Any, **options: Any) -> Tensor:
+    def _model_call(self, *args: object, **options: object) -> Tensor:
         self._answered.show()  # of the batch before
         return super()._model_call(*args, **options)
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: object) -> Tensor:
         """Generates as the harness does, which decodes every row anew for each of the stops: here once for all."""
         self._answered.show()
         if not options.get("do_sample") and not options.get("temperature"):
             options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
-        generate = cast(Callable[..., Tensor], self.model.generate)
-        return generate(
+        return generating(self.model)(
             input_ids=context,
             max_length=max_length,
             stopping_criteria=StoppingCriteriaList([StopsAt(self.tokenizer, stop, context.shape[1])]),
@@ -151,7 +150,7 @@ class ModelInMemory(HFLM):
             **options,
         )
 
-    def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[tuple[object, list[int], list[int]]]) -> int:
         _, context, continuation = n_reordered_requests[pos]  # sorted, the longest first
         return self.sequences_that_fit(min(len(context) + len(continuation), self.max_length))
 
@@ -181,7 +180,7 @@ class _Answered(CacheHook):
         self.progress: ItemProgress | None = None
         self._waiting = 0
 
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+    def add_partial(self, attr: str, req: object, res: object) -> None:
         """Counts an answer."""
         self._waiting += 1
 

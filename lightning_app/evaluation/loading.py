@@ -4,19 +4,19 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+import datasets
 import evaluate as hf_evaluate
 import jinja2
 import lm_eval.tasks
-from datasets import disable_progress_bars
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from jinja2 import meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
@@ -24,7 +24,7 @@ from lm_eval.tasks._index import Kind
 from datamodules.flores import Split
 from lightning_app.errors import UserError
 from lightning_app.evaluation.tasks.data import DATA_ADVICE, DATA_ALTERNATIVES
-from lightning_app.files import digest, one_line
+from lightning_app.files import JSON, digest, one_line
 from lightning_app.hub import hub_errors
 from lightning_app.languages import Language
 
@@ -33,6 +33,13 @@ TASKS = Path(__file__).parent / "tasks"
 
 OWN = "neuroglot_"
 """Begins the names that they have in the harness."""
+
+_UNREADABLE = (
+    DatasetsError, jinja2.TemplateError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError,
+)  # fmt: skip
+_OF_NO_ROWS = ("size 0", "BatchSize must be greater than 0")  # of an index, and of parquet
+
+_PREPARED: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends: items are read from there
 
 # Of the harness's tasks, where those are that suites.py names.
 _SUITES_FOLDERS = ("multiblimp", "global_piqa", "hellaswag", "piqa", "winogrande", "arc")
@@ -72,9 +79,9 @@ def _own_names() -> frozenset[str]:
     return frozenset(_quiet_manager(include_path=str(TASKS), include_defaults=False).all_tasks)
 
 
-def _quiet_manager(**options: Any) -> TaskManager:
+def _quiet_manager(**options: object) -> TaskManager:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    disable_progress_bars()
+    datasets.disable_progress_bars()
     # It downloads code from the hub, and runs it.
     hf_evaluate.load = _refuse_metric
     return TaskManager(**options)
@@ -90,8 +97,12 @@ def harness_names() -> list[str]:
 
 
 def is_in_harness(name: str) -> bool:
-    """Tells whether the harness has a task, group or tag of a name."""
-    return name in _suites_tasks().task_index or name in _of_harness().task_index
+    """Tells whether the harness has a task, group or tag of a name; a typo is found without reading all as YAML."""
+    return name in _suites_tasks().task_index or (_is_mentioned(name) and name in _of_harness().task_index)
+
+
+def _is_mentioned(name: str) -> bool:
+    return any(name.encode() in path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
 
 
 def has_suites_task(name: str) -> bool:
@@ -118,27 +129,41 @@ def load_tasks(name: str, language: Language | None, data: TaskData) -> list[Con
         manager = _quiet_manager(include_path=str(TASKS), include_defaults=False, metadata=settings)
     else:
         manager = _suites_tasks() if has_suites_task(name) else _of_harness()
-    _require_harmless(manager, name)
-    repository = (manager.task_index[name].cfg or {}).get("dataset_path") or f"the data of {name.removeprefix(OWN)}"
-    with _data_errors(repository), _inside(data.folder):
+    configs = list(_configs(manager, name))
+    if any(config.get("unsafe_code") for config in configs):
+        raise UserError(f"task {name} runs code that the model writes, which is not done here; leave it out")
+    repositories = [config["dataset_path"] for config in configs if "dataset_path" in config]
+    what = repositories[0] if repositories else f"the data of {name.removeprefix(OWN)}"
+    with _data_errors(what, configs[0] if configs else {}), _inside(data.folder, repositories):
         tasks = _load(manager, name)
         for task in tasks:
-            if getattr(task, "MULTIMODAL", False):
-                raise UserError(f"task {task.task_name} needs more than text; leave it out")
+            _require_text_and_metrics(task)
     return tasks
 
 
-def _require_harmless(manager: TaskManager, name: str) -> None:
-    """Raises `UserError` where a task, or one of a group or tag, would run what a model writes."""
+def _require_text_and_metrics(task: ConfigurableTask) -> None:
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(f"task {task.task_name} needs more than text; leave it out")
+    functions = getattr(task, "_metric_fn_list", {})
+    lacking = [name for name, function in functions.items() if function is None]
+    if lacking and task.config.process_results is None:
+        raise UserError(
+            f"metric {lacking[0]} of task {task.task_name} is none of the harness's own, and code from the hub is not "
+            "run here; leave the task out"
+        )
+
+
+def _configs(manager: TaskManager, name: str) -> Iterator[JSON]:
+    """Yields what the files of a task say, or of all tasks of a group or tag; nothing is imported yet."""
     entry = manager.task_index[name]
     config = entry.cfg or {}
-    if config.get("unsafe_code"):
-        raise UserError(f"task {name} runs code that the model writes, which is not done here; leave it out")
     members = {Kind.GROUP: config.get("task"), Kind.TAG: entry.tags}.get(entry.kind)
+    if members is None:
+        yield config
     for member in members or ():
         child = member if isinstance(member, str) else member.get("task") or member.get("group")
         if child in manager.task_index:
-            _require_harmless(manager, child)
+            yield from _configs(manager, child)
 
 
 def _load(manager: TaskManager, name: str) -> list[ConfigurableTask]:
@@ -158,7 +183,7 @@ def _load(manager: TaskManager, name: str) -> list[ConfigurableTask]:
 def task_digest(task: ConfigurableTask, limit: int | None) -> str:
     """Returns a digest of what a task asks and how: its configuration and its items, but not where they lie."""
     config = {key: value for key, value in task.dump_config().items() if key not in ("metadata", "dataset_path")}
-    docs: Iterable[Any] = task.eval_docs or ()
+    docs: Iterable[JSON] = task.eval_docs or ()
     items = [dict(item) for item in islice(docs, limit)]
     said = [json.dumps(each, sort_keys=True, default=_name_of) for each in (config, items)]
     return digest(*said, metadata.version("lm_eval"))
@@ -174,14 +199,29 @@ def _absolute(flores: str) -> str:
     return str(path.resolve()) if path.exists() else flores
 
 
-def _inside(folder: Path | None) -> contextlib.AbstractContextManager[None]:
-    """Makes ``folder`` the working directory, where `datasets` looks for OWNER/NAME before it asks the hub."""
-    return contextlib.chdir(folder) if folder is not None else contextlib.nullcontext()
+@contextlib.contextmanager
+def _inside(folder: Path | None, repositories: Sequence[str]) -> Iterator[None]:
+    """Makes ``folder`` the working directory, where `datasets` looks for OWNER/NAME before it asks the hub.
+
+    What it finds there it prepares anew: its cache would give the rows of another folder, or of earlier files.
+    """
+    if folder is None:
+        yield
+        return
+    before = datasets.config.HF_DATASETS_CACHE
+    if any((folder / repository).is_dir() for repository in repositories):
+        _PREPARED.append(tempfile.TemporaryDirectory(prefix="neuroglot-"))
+        datasets.config.HF_DATASETS_CACHE = Path(_PREPARED[-1].name)
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
 
 
 @contextlib.contextmanager
-def _data_errors(repository: str) -> Iterator[None]:
-    """Turns what goes wrong with a data set into one line that says why a task is left out."""
+def _data_errors(repository: str, config: JSON) -> Iterator[None]:
+    """Turns what goes wrong with the data of a task into one line that says why it is left out."""
     try:
         with hub_errors(repository, DATA_ADVICE, DATA_ALTERNATIVES):
             yield
@@ -189,15 +229,21 @@ def _data_errors(repository: str) -> Iterator[None]:
         raise
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise UserError(f"{repository} is not to be had: {one_line(error)}; {DATA_ADVICE}") from error
-    except jinja2.UndefinedError as error:
-        raise UserError(f"{repository} lacks a column: {one_line(error)}; look at its files") from error
-    except IndexError as error:
-        if "size 0" not in str(error):
-            raise
-        raise UserError(f"{repository} has no items; look at its files") from error
     except ImportError as error:
         raise UserError(f"it needs another package: {one_line(error)}; install it, or leave the task out") from error
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
-        is_script = "scripts are no longer supported" in str(error)
-        what = "is a script, which is not run here" if is_script else f"cannot be read ({type(error).__name__})"
-        raise UserError(f"{repository} {what}: {one_line(error)}; leave the task out, or look at its files") from error
+    except _UNREADABLE as error:
+        said = one_line(error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error)
+        if any(part in said for part in _OF_NO_ROWS):
+            raise UserError(f"{repository} has no items; look at its files") from error
+        if "scripts are no longer supported" in said:
+            raise UserError(f"{repository} is a script, which is not run here: {said}; leave the task out") from error
+        expected = ", ".join(_named_columns(config))
+        hint = f"the task expects the columns {expected}" if expected else "look at its files"
+        raise UserError(f"{repository} does not have what the task asks for ({said}); {hint}") from error
+
+
+def _named_columns(config: JSON) -> list[str]:
+    """Returns the columns that the templates of a task's file name."""
+    templates = [config.get(f"doc_to_{part}") for part in ("text", "target", "choice")]
+    parsed = [jinja2.Environment().parse(text) for text in templates if isinstance(text, str)]
+    return sorted({name for tree in parsed for name in meta.find_undeclared_variables(tree)})

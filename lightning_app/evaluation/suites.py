@@ -118,18 +118,24 @@ def _named(name: str, languages: Sequence[Language]) -> list[Task]:
     ours = _ours(languages)
     if name in ours:
         return [ours[name]]
-    if of_ours := [task for task in ours.values() if task.harness == OWN + name]:
-        return of_ours
+    if of_languages := [task for task in ours.values() if _is_called(name, task)]:
+        return of_languages
     if (with_language := _ours(_ending(name)).get(name)) is not None:
         return [with_language]
     if name in {task.harness.removeprefix(OWN) for task in _ours([_ENGLISH]).values()}:
         _require_languages(f"task {name}", languages)
     if is_in_harness(name):
         return [Task(name, name)]
+    hint = did_you_mean(name, [*SUITES, *ours]) or did_you_mean(name, harness_names())
     raise UserError(
-        f"--tasks has '{name}', which is neither a suite ({', '.join(SUITES)}) nor a task of the harness"
-        f"{did_you_mean(name, [*SUITES, *ours, *harness_names()])}"
+        f"--tasks has '{name}', which is neither a suite ({', '.join(SUITES)}) nor a task of the harness{hint}"
     )
+
+
+def _is_called(name: str, task: Task) -> bool:
+    """Tells whether a name without a language means a task; ``multiblimp`` is a tag of the harness, too, for all."""
+    ending = f"_{task.language.short}" if task.language is not None else ""
+    return task.harness == OWN + name or task.name == name + ending
 
 
 def _ours(languages: Sequence[Language]) -> dict[str, Task]:

@@ -62,6 +62,11 @@ class BaseFiles:
             )
         self.shards = shards
 
+    @property
+    def bytes(self) -> int:
+        """What a copy of them takes on a disk."""
+        return sum(path.stat().st_size for path in self.shards)
+
     @classmethod
     def find(cls, name: str, revision: str | None) -> "BaseFiles":
         """Returns the files of a base by folder or hub name; of the hub they are downloaded where not cached."""
@@ -105,12 +110,23 @@ class BaseFiles:
         with safe_open(self.shard_of[key], framework="pt") as file:
             return file.get_tensor(key)
 
-    def copy(self, target: Path, patches: Mapping[str, Patch]) -> None:
+    def shape(self, weight: str) -> list[int]:
+        """Returns the shape of a tensor by the name of its weight."""
+        key = self.key(weight)
+        with safe_open(self.shard_of[key], framework="pt") as file:
+            return list(file.get_slice(key).get_shape())
+
+    def vectors(self, weight: str, dim: int, index: Tensor) -> Tensor:
+        """Returns vectors of a matrix, (k, D): rows where ``dim`` is 0, columns where it is 1."""
+        found = self.read(weight).index_select(dim, index)
+        return (found.t() if dim else found).contiguous()
+
+    def copy(self, target: Path, *patches: Mapping[str, Patch]) -> None:
         """Writes a copy of the folder in which ``patches``, by weight, are made; all other tensors are the same bytes.
 
-        Never holds more than one matrix.
+        Never holds more than one matrix. Of several patches of one vector the last counts.
         """
-        keyed = {self.key(weight): patch for weight, patch in patches.items()}
+        layers = [{self.key(weight): patch for weight, patch in each.items()} for each in patches]
         target.mkdir(parents=True)
         self.copy_beside(target)
         if (index := self.folder / _INDEX).is_file():
@@ -118,7 +134,8 @@ class BaseFiles:
         for shard in self.shards:
             copied = target / shard.name
             shutil.copyfile(shard, copied)
-            _patch_file(copied, {key: patch for key, patch in keyed.items() if self.shard_of[key] == shard})
+            for keyed in layers:
+                _patch_file(copied, {key: patch for key, patch in keyed.items() if self.shard_of[key] == shard})
 
     def copy_beside(self, target: Path) -> None:
         """Copies what belongs to the weights, configuration and tokenizer, unless it is there already."""

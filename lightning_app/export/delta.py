@@ -1,6 +1,7 @@
 """The delta of a run: what training changed, with everything that says onto which base it belongs."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from lightning_app.adapted import Adaptation
 from lightning_app.errors import UserError
 from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.neuroglot_delta import row_digest
-from lightning_app.files import JSON, load_checkpoint, load_tensors, save_tensors
+from lightning_app.files import JSON, digest, load_checkpoint, load_tensors, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.model.base import base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
@@ -64,6 +65,21 @@ class LanguageDelta:
     model: ModelIdentity
     about: JSON
 
+    @property
+    def language(self) -> str:
+        """GlotCC codes of what it was trained for, + between."""
+        return "+".join(self.about.get("language", [])) or "a language"
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest over what it changes."""
+        return digest([vars(each) for each in self.matrices], self.neurons.pairs, *self.vectors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum(each.nbytes for each in [*self.vectors.values(), *self.neurons.by_layer.values()])
+
     @classmethod
     def of(cls, checkpoint: Path, files: BaseFiles, has_masters: bool = False) -> "LanguageDelta":
         """Returns the delta of a checkpoint; reads one matrix of the base at a time, and no model.
@@ -102,7 +118,7 @@ class LanguageDelta:
                 matrices.append(
                     Matrix(weight, list(base.shape), ffn.layer, dim, offset, key, row_digest(old.t() if dim else old))
                 )
-        return cls(neurons, vectors, matrices, adaptation.base, _about(checkpoint, loaded, adaptation))
+        return cls(neurons, vectors, matrices, adaptation.base, about_run(checkpoint, loaded, adaptation))
 
     def scaled(self, files: BaseFiles, scale: float) -> "LanguageDelta":
         """Returns it with its change shrunk or stretched; raises `UserError` as `patches` does."""
@@ -110,19 +126,19 @@ class LanguageDelta:
             return self
         vectors = {}
         for matrix in self.matrices:
-            old, new = self._replaced(matrix, files), self.vectors[matrix.vectors]
+            old, new = self.replaced(matrix, files), self.vectors[matrix.vectors]
             vectors[matrix.vectors] = old.float().lerp(new.float(), scale).to(new.dtype)
         return replace(self, vectors=vectors, about={**self.about, "scale": scale})
 
-    def _replaced(self, matrix: Matrix, files: BaseFiles) -> Tensor:
+    def replaced(self, matrix: Matrix, files: BaseFiles) -> Tensor:
         """Returns the base's own vectors that a matrix's replace, (S, D); raises `UserError` where they are others."""
-        base = files.read(matrix.weight)
-        old = base.index_select(matrix.dim, self.neurons.by_layer[matrix.layer] + matrix.offset)
-        old = (old.t() if matrix.dim else old).contiguous()
-        if list(base.shape) != matrix.shape or row_digest(old) != matrix.replaces:
+        index = self.neurons.by_layer[matrix.layer] + matrix.offset
+        has_shape = files.shape(matrix.weight) == matrix.shape
+        old = files.vectors(matrix.weight, matrix.dim, index) if has_shape else None
+        if old is None or row_digest(old) != matrix.replaces:
             raise UserError(
                 f"{matrix.weight} in {files.folder} is not that of {self.model.name}, which the delta was made for, or "
-                "has a delta on the same neurons already; give its own base with --model.base"
+                "has a delta on the same neurons already; give its own base"
             )
         return old
 
@@ -131,6 +147,7 @@ class LanguageDelta:
         neurons = {f"{layer}.neurons": indices for layer, indices in self.neurons.by_layer.items()}
         matrices = [vars(each) for each in self.matrices]
         metadata = {**self.about, "version": __version__, "model": self.model.as_dict(), "matrices": matrices}
+        metadata["digest"] = self.identity
         save_tensors(path, {**self.vectors, **neurons}, metadata, _KIND)
 
     @classmethod
@@ -143,31 +160,28 @@ class LanguageDelta:
         tensors, metadata = load_tensors(path, _KIND)
         try:
             matrices = [Matrix(**each) for each in metadata.pop("matrices")]
-            model = ModelIdentity(**metadata.pop("model"))
+            model, written = ModelIdentity(**metadata.pop("model")), metadata.pop("digest", None)
             neurons = NeuronSet({each.layer: tensors[f"{each.layer}.neurons"] for each in matrices})
             vectors = {each.vectors: tensors[each.vectors] for each in matrices}
             _require_shapes(neurons, vectors, matrices)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is not a readable delta ({error}); make it again from its run") from error
-        return cls(neurons, vectors, matrices, model, metadata)
+        delta = cls(neurons, vectors, matrices, model, metadata)
+        if written not in (None, delta.identity):
+            raise UserError(f"{path} is damaged: its vectors are not what was written; fetch it, or make it, again")
+        return delta
 
-    def patches(self, files: BaseFiles, scale: float = 1.0) -> dict[str, Patch]:
+    def patches(self, files: BaseFiles) -> dict[str, Patch]:
         """Returns what changes in the files of the base, by weight.
-
-        Args:
-            files: Of the base.
-            scale: Shrinks or stretches the change.
 
         Raises:
             UserError: The files are not those of the base, by the vectors that would be replaced.
         """
         patches: dict[str, Patch] = {}
         for matrix in self.matrices:
-            old = self._replaced(matrix, files)
-            index, new = self.neurons.by_layer[matrix.layer] + matrix.offset, self.vectors[matrix.vectors]
-            if scale != 1.0:
-                new = old.float().lerp(new.float(), scale)
-            new = new.to(old.dtype)
+            old = self.replaced(matrix, files)
+            index = self.neurons.by_layer[matrix.layer] + matrix.offset
+            new = self.vectors[matrix.vectors].to(old.dtype)
             if (known := patches.get(matrix.weight)) is not None:  # gate and up in one matrix
                 index, new = torch.cat([known.index, index]), torch.cat([known.vectors, new])
             patches[matrix.weight] = Patch(matrix.dim, index, new)
@@ -179,16 +193,16 @@ def _require_shapes(neurons: NeuronSet, vectors: dict[str, Tensor], matrices: li
         index, found = neurons.by_layer[each.layer], vectors[each.vectors]
         if list(found.shape) != [len(index), each.shape[1 - each.dim]] or not torch.isfinite(found).all():
             raise ValueError(f"{each.vectors} does not fit {each.weight}, or is not finite")
-        if int(index[-1]) + each.offset >= each.shape[each.dim]:
+        if int(index[0]) < 0 or int(index[-1]) + each.offset >= each.shape[each.dim]:
             raise ValueError(f"a neuron lies outside {each.weight}")
 
 
-def _about(checkpoint: Path, loaded: JSON, adaptation: Adaptation) -> JSON:
+def about_run(checkpoint: Path, loaded: JSON, adaptation: Adaptation) -> JSON:
     """Returns language, text and figures of the run, as its record and the checkpoint itself know them."""
     record, states = RunFolder.of(checkpoint).record(), loaded.get("callbacks", {})
     about = {key: record[key] for key in _OF_RECORD if key in record}
     texts = [{"language": code, **text} for code, text in record.get("text", {}).items()]
     used = [{**text, "licence": _LICENCES.get(text.get("data_set", ""), "the user's own")} for text in texts]
-    before, best = states.get("Retention", {}).get("before", {}), states.get("RunRecord", {}).get("best", {})
+    before, best = states.get("Retention", {}).get("before", {}), states.get("BestCheckpoint", {}).get("kept", {})
     figures = {"step": best.get("step"), "before": before, "after": best.get("losses", {})}
     return {**about, "language": (adaptation.language or "").split(","), "text": used, "figures": figures}

@@ -55,6 +55,12 @@ def lora_ranks(delta: LanguageDelta, target: Target) -> dict[str, int]:
     return dict.fromkeys(ranks, allowed)
 
 
+def lora_bytes(delta: LanguageDelta, ranks: Mapping[str, int]) -> int:
+    """Returns what the tensors of PEFT's adapter file take."""
+    shapes = {matrix.weight.removesuffix(".weight"): matrix.shape for matrix in delta.matrices}
+    return sum(4 * rank * sum(shapes[module]) for module, rank in ranks.items())
+
+
 def lora_tensors(patches: Mapping[str, Patch], files: BaseFiles, ranks: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns the tensors of PEFT's adapter file, fp32.
 

@@ -1,9 +1,9 @@
 """Puts a language onto a transformers model, and takes it off again bit for bit. Needs torch and safetensors alone.
 
     model = AutoModelForCausalLM.from_pretrained("meta-llama/Llama-3.1-8B", dtype="auto")
-    welsh = Delta("delta.safetensors").apply(model)
-    ...
-    welsh.remove()
+    welsh, maltese = Delta("welsh.safetensors").apply(model), Delta("maltese.safetensors")
+    welsh.remove()  # the base again; this and another apply() read no file and no digest
+    maltese.apply(model)
 
 A delta holds the new vectors of the neurons that speak the language: rows of gate and up projections, columns of down
 projections. Everything else of the model is as it was. Several deltas may be on one model if no two share a neuron.
@@ -37,12 +37,8 @@ class Delta:
             self.matrices = self.about["matrices"]
             self._vectors = {each["vectors"]: file.get_tensor(each["vectors"]) for each in self.matrices}
             self._neurons = {each["layer"]: file.get_tensor(f"{each['layer']}.neurons") for each in self.matrices}
-        self._other: list[torch.Tensor] | None = None  # what is not in the model now, while the delta is on it
-        self._weights: list[torch.Tensor] = []
-
-    def indices(self, matrix: dict) -> torch.Tensor:
-        """Returns where the vectors of a matrix lie in its dimension."""
-        return self._neurons[matrix["layer"]] + matrix["offset"]
+        self._model: torch.nn.Module | None = None  # that it is on
+        self._kept: list[tuple] = []  # by matrix: dim, index, the vectors of the last model there, the new ones
 
     @torch.no_grad()
     def apply(self, model: torch.nn.Module) -> "Delta":
@@ -52,47 +48,50 @@ class Delta:
             ValueError: The model is another one than the delta was made for, or has another delta on these neurons.
             RuntimeError: This delta is on a model already.
         """
-        if self._other is not None:
+        if self._model is not None:
             raise RuntimeError("the delta is on a model already; remove() it first, or read the file again")
-        named = dict(model.named_parameters())
-        weights: list[torch.Tensor] = []
-        new = []
-        for matrix in self.matrices:  # all is checked before anything is written
-            weight = named.get(matrix["weight"])
-            if weight is None or list(weight.shape) != matrix["shape"]:
-                found = "no such weight" if weight is None else f"one of {list(weight.shape)}"
-                raise ValueError(f"the delta changes {matrix['weight']} of {matrix['shape']}, the model has {found}")
-            vectors = self._vectors[matrix["vectors"]]
-            if row_digest(self._read(weight, matrix).to(vectors.dtype)) != matrix["replaces"]:
-                base = self.about["model"]["name"]
-                raise ValueError(
-                    f"{matrix['weight']} is not that of {base}, for which the delta was made, or another delta is on "
-                    f"the same neurons; load the base in {str(vectors.dtype).removeprefix('torch.')} or fp32"
-                )
-            weights.append(weight)
-            new.append(vectors.to(weight.device, weight.dtype))
-        self._weights, self._other = weights, new
-        self._exchange()
+        weights = self._weights(model)
+        if not self._kept or not all(map(_holds, weights, self._kept)):
+            self._kept = list(map(self._prepare, weights, self.matrices))  # all is checked before anything is written
+        for weight, (dim, index, _, new) in zip(weights, self._kept, strict=True):
+            weight.index_copy_(dim, index, new.t() if dim else new)
+        self._model = model
         return self
 
+    @torch.no_grad()
     def remove(self) -> None:
         """Writes back what was there before `apply`."""
-        if self._other is not None:
-            self._exchange()
-        self._weights, self._other = [], None
+        if self._model is not None:
+            for weight, (dim, index, old, _) in zip(self._weights(self._model), self._kept, strict=True):
+                weight.index_copy_(dim, index.to(weight.device), (old.t() if dim else old).to(weight.device))
+        self._model = None
 
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        assert self._other is not None
-        for place, (matrix, weight) in enumerate(zip(self.matrices, self._weights, strict=True)):
-            old, vectors = self._read(weight, matrix), self._other[place]
-            index = self.indices(matrix).to(weight.device)
-            weight.index_copy_(matrix["dim"], index, vectors.t() if matrix["dim"] else vectors)
-            self._other[place] = old
+    def _weights(self, model: torch.nn.Module) -> list[torch.Tensor]:
+        named = dict(model.named_parameters())
+        for matrix in self.matrices:
+            found = list(named[matrix["weight"]].shape) if matrix["weight"] in named else "none"
+            if found != matrix["shape"]:
+                raise ValueError(f"the delta changes {matrix['weight']} of {matrix['shape']}, the model has {found}")
+        return [named[matrix["weight"]].detach() for matrix in self.matrices]
 
-    def _read(self, weight: torch.Tensor, matrix: dict) -> torch.Tensor:
-        vectors = weight.detach().index_select(matrix["dim"], self.indices(matrix).to(weight.device))
-        return vectors.t() if matrix["dim"] else vectors
+    def _prepare(self, weight: torch.Tensor, matrix: dict) -> tuple:
+        new, index = self._vectors[matrix["vectors"]], self._neurons[matrix["layer"]] + matrix["offset"]
+        old = _read(weight, matrix["dim"], index := index.to(weight.device))
+        if row_digest(old.to(new.dtype)) != matrix["replaces"]:
+            raise ValueError(
+                f"{matrix['weight']} is not that of {self.about['model']['name']}, for which the delta was made, or "
+                f"another delta is on the same neurons; load the base in {str(new.dtype).split('.')[1]} or fp32"
+            )
+        return matrix["dim"], index, old, new.to(weight)
+
+
+def _holds(weight: torch.Tensor, kept: tuple) -> bool:  # what it held when its digest was taken
+    dim, index, old, _ = kept
+    return (weight.device, weight.dtype) == (old.device, old.dtype) and torch.equal(_read(weight, dim, index), old)
+
+
+def _read(weight: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    return weight.index_select(0, index) if dim == 0 else weight.index_select(1, index).t().contiguous()
 
 
 def row_digest(vectors: torch.Tensor) -> str:

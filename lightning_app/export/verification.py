@@ -68,4 +68,4 @@ class Verification:
     def require(self, what: str) -> None:
         """Raises `UserError` where fewer than 99 % of the choices agree."""
         if self.agreement < _LEAST_AGREEMENT:
-            raise UserError(f"{what} does not do what the adapted model does: {self}; nothing was kept")
+            raise UserError(f"the {what} does not do what the adapted model does: {self}; it was not kept")

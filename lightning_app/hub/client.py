@@ -110,6 +110,19 @@ def ask_hub() -> float:
     return time.monotonic() - started
 
 
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Lets the hub's clients and datasets use what is on this machine alone, while the block lasts."""
+    from datasets import config as datasets_config
+
+    before = constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets_config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
+
+
 def why_away(host: str) -> str:
     """Returns why a host was given up in the last minute, or an empty string."""
     when, reason = _PatientClient.given_up.get(host, (0.0, ""))

@@ -1,5 +1,6 @@
 """What the hub and its clients refuse, said in one line with the way out."""
 
+from types import TracebackType
 from typing import Any
 
 from huggingface_hub import constants, get_token
@@ -39,7 +40,9 @@ class hub_errors:  # noqa: N801 - used as a statement
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if not isinstance(error, Exception) or isinstance(error, UserError):
             return
         refusal = refused(error, self.repository, "data set", "--data.revision", self.alternatives)
@@ -60,8 +63,7 @@ def refused(error: Exception, name: str, kind: str, revision_key: str, alternati
         return UserError(f"{name} has no such revision; check {revision_key}")
     if isinstance(error, HFValidationError):
         return UserError(f"'{name}' cannot be the name of a {kind}; expected OWNER/NAME or a folder")
-    answer = _find(error, HfHubHTTPError)
-    status = answer.response.status_code if answer is not None else 0
+    answer, status = _find(error, HfHubHTTPError), status_of(error)
     is_missing = _is_of(error, "DatasetNotFoundError") and not is_network_error(error)
     if is_missing or _find(error, RepositoryNotFoundError):
         access = "your token may not read it" if get_token() else "it is private: run `hf auth login` or set HF_TOKEN"
@@ -87,6 +89,12 @@ def unreachable(name: str, error: BaseException, advice: str) -> UnreachableErro
         return UnreachableError(f"cannot reach {name}, because HF_HUB_OFFLINE is set; {advice}")
     where = name if "://" in name else f"{name} at {constants.ENDPOINT}"
     return UnreachableError(f"cannot reach {where}{f': it {reason}' if reason else ''}; {advice}")
+
+
+def status_of(error: BaseException) -> int:
+    """Returns the status that the hub answered with, where ``error`` comes of one; else 0."""
+    answer = _find(error, HfHubHTTPError)
+    return answer.response.status_code if answer is not None else 0
 
 
 def is_network_error(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from lightning_app.methods.method import Attached, Method, Weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.layers import attention_linears, decoder_layers, names_of
 from lightning_app.neurons.neuron_set import NeuronSet
+
+if TYPE_CHECKING:  # a second of imports that other methods spare
+    from peft import PeftConfig
 
 _RANK, _ALPHA = 62, 32  # the paper's
 
@@ -28,7 +31,7 @@ class AdapterTraining(Attached):
         method: Who asks.
     """
 
-    def __init__(self, base: PreTrainedModel, config: Any, method: "AdapterMethod") -> None:
+    def __init__(self, base: PreTrainedModel, config: "PeftConfig", method: "AdapterMethod") -> None:
         from peft import get_peft_model
 
         super().__init__()
@@ -57,12 +60,12 @@ class AdapterTraining(Attached):
         set_peft_model_state_dict(self._peft[0], weights)
 
     def identity(self) -> dict[str, object]:
-        config = self._peft[0].peft_config["default"]
+        config: Any = self._peft[0].peft_config["default"]
         own = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
         return {"method": self._method.name, **own, "targets": sorted(config.target_modules)}
 
     def describe(self) -> str:
-        config = self._peft[0].peft_config["default"]
+        config: Any = self._peft[0].peft_config["default"]
         rank = f" of rank {config.r}" if hasattr(config, "r") else ""
         suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in config.target_modules))
         return f"{self._method.what}{rank} on {', '.join(sorted(suffixes))}"
@@ -94,7 +97,7 @@ class AdapterMethod(Method):
     result: ClassVar[str | None] = "adapter"
 
     @abstractmethod
-    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
         """Returns PEFT's configuration for a base."""
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
@@ -142,7 +145,7 @@ class LoRA(AdapterMethod):
         """Returns the rank on a base."""
         return self.rank or _RANK
 
-    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
         from peft import LoraConfig
 
         rank = self.rank_on(base, neurons)
@@ -198,7 +201,7 @@ class SHiRA(AdapterMethod):
     def __post_init__(self) -> None:
         _require_rank(self.rank)
 
-    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
         from peft import ShiraConfig
 
         targets = _ffn_linears(base)
@@ -237,7 +240,7 @@ class IA3(AdapterMethod):
     name: ClassVar[str] = "ia3"
     what: ClassVar[str] = "IA3 factors"
 
-    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Any:
+    def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
         from peft import IA3Config
 
         ffns = find_gated_ffns(base)

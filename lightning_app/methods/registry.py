@@ -1,10 +1,9 @@
 """The methods by name; a new one is added here."""
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from lightning_app.errors import UserError, did_you_mean
+from lightning_app.files import JSON
 from lightning_app.methods.adapters import IA3, DoRA, LoRA, LoRAOfEqualSize, LoRAOnAllLinears, SHiRA
 from lightning_app.methods.dense import FFNTraining, FullTraining, HalfFineTuning, LastLayers
 from lightning_app.methods.method import Method
@@ -43,7 +42,7 @@ def method_keys(name: str) -> dict[str, object]:
     return {field.name: field.default for field in fields(find_method(name))}
 
 
-def build_method(name: str, keys: Mapping[str, Any]) -> Method:
+def build_method(name: str, keys: JSON) -> Method:
     """Returns the method of a name, with those of ``keys`` that are its own.
 
     Args:

@@ -1,8 +1,7 @@
 """The base model and its tokenizer: loaded from the hub or a folder, or made from a configuration."""
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +10,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,12 +17,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, UNREADABLE, one_line
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
+from lightning_app.model.attention import attend_without_masks
 from lightning_app.model.loading import shown_loading
 from lightning_app.progress import ByteProgress
 from lightning_app.run import is_first_process
@@ -32,7 +30,6 @@ from lightning_app.run import is_first_process
 NEW = "new"
 """Name of a base that is made, not loaded."""
 
-_CAUSAL = "causal_sdpa"
 _UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
@@ -192,30 +189,6 @@ def identity_of(
         hidden_size=config.hidden_size,
         parameters=sum(weight.numel() for _, weight in weights),
     )
-
-
-def attend_without_masks(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the model, in which fused attention is causal by itself where no layer has a sliding window.
-
-    Sequences here are single ones, padded on the right at most, so no mask is needed. transformers finds that out from
-    the positions in every forward, and waits for the device to do so.
-    """
-    config = model.config.get_text_config()
-    if config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None:
-        AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
-        model.set_attn_implementation(_CAUSAL)
-    return model
-
-
-@contextlib.contextmanager
-def attend_with_masks(model: PreTrainedModel) -> Iterator[None]:
-    """Takes `attend_without_masks` back while the block lasts, for sequences that are padded on the left or counted."""
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation("sdpa" if before == _CAUSAL else before)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

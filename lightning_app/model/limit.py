@@ -16,6 +16,14 @@ _DENSE_TFLOPS = {
 }  # fmt: skip
 
 
+# Bytes per second that their memory gives, in GB; of those that come in several sizes, the largest.
+_MEMORY_GB = {
+    "B200": 8000, "GH200": 4900, "H200": 4800, "H100 PCIe": 2000, "H100 NVL": 3900, "H100": 3350, "MI300X": 5300,
+    "A100": 2039, "A40": 696, "A10G": 600, "A10": 600, "L40S": 864, "L40": 864, "L4": 300, "RTX A6000": 768,
+    "RTX 6000 Ada": 960, "RTX 3090": 936, "RTX 4090": 1008, "RTX 5090": 1792,
+}  # fmt: skip
+
+
 def forward_flop(model: PreTrainedModel, block_size: int, layers: Iterable[int] | None = None) -> float:
     """Returns the floating-point operations of a forward per token: matrix products and causal attention.
 
@@ -66,6 +74,21 @@ def known_peak(name: str) -> float | None:
     return next((tflops * 1e12 for device, tflops in _DENSE_TFLOPS.items() if device in name), None)
 
 
+def known_bandwidth(name: str) -> float | None:
+    """Returns the bytes per second of a device's memory by its name, or None where the table lacks it.
+
+    >>> known_bandwidth("NVIDIA H100 80GB HBM3"), known_bandwidth("Xeon")
+    (3350000000000.0, None)
+    """
+    return next((gb * 1e9 for device, gb in _MEMORY_GB.items() if device in name), None)
+
+
+def device_bandwidth(device: torch.device) -> float:
+    """Returns the bytes per second that a device reads from its memory: by its data sheet, or measured."""
+    known = known_bandwidth(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return known or _measured_bandwidth(device)
+
+
 def device_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Returns a device's rate in FLOP/s and where the figure comes from: its dense bf16 peak, or a measurement."""
     if device.type == "cuda":
@@ -87,4 +110,15 @@ def _measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.
         started = time.perf_counter()
         torch.mm(a, b)[0, 0].item()  # waits for the device
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _measured_bandwidth(device: torch.device, seconds: float = 0.2) -> float:
+    """Returns how fast a large array is read, the best of several."""
+    array = torch.ones(1 << (25 if device.type == "cpu" else 28), device=device)
+    best, until = 0.0, time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < until:
+        started = time.perf_counter()
+        array.sum().item()
+        best = max(best, array.nbytes / (time.perf_counter() - started))
     return best

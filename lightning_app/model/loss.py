@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
-from lightning_app.model.base import attend_with_masks
+from lightning_app.model.attention import attend_with_masks
 
 IGNORED = -100
 _ROWS = 1024

@@ -3,7 +3,9 @@
 Counts are additive, so shards, ranks and later languages are summed or appended; selection needs no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import glob, has_magic
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from lightning_app.languages import Language
 from lightning_app.neurons import lape
 from lightning_app.neurons.neuron_file import NeuronFile, describe
 
-_KIND = "activation atlas"
+ATLAS_KIND = "activation atlas"
 
 
 @dataclass
@@ -102,9 +104,12 @@ class Atlas:
                 f"atlas {where} lacks {', '.join(missing)}; it holds {', '.join(self.counts) or 'nothing'}. "
                 "Count them with: python main.py profile"
             )
-        codes = [language.glotcc for language in pool]
-        counts_LNK = torch.stack([self.counts[code] for code in codes], dim=-1)
-        return lape.activation_probability(counts_LNK, torch.tensor([self.tokens[code] for code in codes]))
+        shape = (*self.counts[pool[0].glotcc].shape, len(pool)) if pool else (0, 0, 0)
+        prob_LNK = torch.empty(shape, dtype=torch.float64)
+        for place, language in enumerate(pool):  # one at a time: 150 languages of an 8B model are half a GiB
+            counts_LN1, tokens_1 = self.counts[language.glotcc][..., None], torch.tensor([self.tokens[language.glotcc]])
+            prob_LNK[..., place] = lape.activation_probability(counts_LN1, tokens_1)[..., 0]
+        return prob_LNK
 
     def save(self, path: Path) -> None:
         """Writes the atlas, atomically."""
@@ -117,7 +122,7 @@ class Atlas:
             "sources": self.sources,
             "stability": self.stability,
         }
-        save_tensors(path, {f"counts.{code}": counts for code, counts in self.counts.items()}, metadata, _KIND)
+        save_tensors(path, {f"counts.{code}": counts for code, counts in self.counts.items()}, metadata, ATLAS_KIND)
 
     @classmethod
     def load(cls, path: Path) -> "Atlas":
@@ -126,7 +131,7 @@ class Atlas:
         Raises:
             UserError: There is none at ``path``, or the file is damaged, of a later version, or says what cannot be.
         """
-        file = NeuronFile(path, _KIND, ("tokenizer", "block_size", "tokens", "sources"), optional=("stability",))
+        file = NeuronFile(path, ATLAS_KIND, ("tokenizer", "block_size", "tokens", "sources"), optional=("stability",))
         counts = file.by_language("counts")
         block_size = file.metadata["block_size"]
         file.require(type(block_size) is int and block_size > 0, "block_size", "a whole number above zero")
@@ -136,6 +141,24 @@ class Atlas:
         for code, counts_LN in counts.items():
             _require_counts(file, code, counts_LN, tokens[code])
         return cls(file.model, file.text("tokenizer"), block_size, counts, tokens, sources, stability)
+
+
+def sum_atlases(given: str | Sequence[str]) -> Atlas:
+    """Returns the sum of atlases of one model, given by their paths or patterns such as ``parts/*.safetensors``.
+
+    Raises:
+        UserError: There is none, or they are of different models, tokenizers or block sizes.
+    """
+    paths: list[Path] = []
+    for pattern in [given] if isinstance(given, str) else given:
+        found = sorted(map(Path, glob(pattern))) if has_magic(pattern) else [Path(pattern)]
+        if not found:
+            raise UserError(f"--atlas is {pattern}, which no file matches; check the path")
+        paths += found
+    first = Atlas.load(paths[0])
+    for path in paths[1:]:
+        first.merge(Atlas.load(path), path)
+    return first
 
 
 def _require_counts(file: NeuronFile, code: str, counts_LN: Tensor, tokens: int) -> None:

@@ -52,12 +52,13 @@ def activation_threshold(prob_LNK: Tensor, quantile: float = 0.95) -> float:
     return prob_LNK.flatten().kthvalue(rank).values.item()
 
 
-def rank_neurons(prob_LNK: Tensor, tau: float) -> Tensor:
+def rank_neurons(prob_LNK: Tensor, tau: float | Tensor) -> Tensor:
     """Returns the flat positions (layer * N + neuron) of all L*N neurons, lowest entropy first.
 
-    A neuron that no language opens more often than ``tau`` counts as infinite; ties go to the lowest position.
+    A neuron that no language opens more often than ``tau``, one for all or (K,), counts as infinite; ties go to the
+    lowest position.
     """
-    entropy_LN = entropy(prob_LNK)
+    entropy_LN = torch.stack([entropy(prob_NK) for prob_NK in prob_LNK])  # a layer at a time: pools can be large
     entropy_LN[(prob_LNK <= tau).all(-1)] = torch.inf
     return entropy_LN.flatten().argsort(stable=True)
 

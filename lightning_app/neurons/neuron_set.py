@@ -76,13 +76,17 @@ class NeuronSet:
         """Returns the neurons that are in any of the sets."""
         return NeuronSet.from_pairs(torch.cat([each.pairs for each in (self, *others)]))
 
+    def is_in(self, other: "NeuronSet") -> Tensor:
+        """Returns which neurons of this set ``other`` has, bool (neurons,)."""
+        return torch.isin(_keys(self), _keys(other))
+
     def minus(self, other: "NeuronSet") -> "NeuronSet":
         """Returns the neurons that ``other`` lacks."""
-        return NeuronSet.from_pairs(self.pairs[~torch.isin(_keys(self), _keys(other))])
+        return NeuronSet.from_pairs(self.pairs[~self.is_in(other)])
 
     def overlap(self, other: "NeuronSet") -> float:
         """Returns the Jaccard index of two sets; 0 where both are empty."""
-        shared = int(torch.isin(_keys(self), _keys(other)).sum())
+        shared = int(self.is_in(other).sum())
         either = len(self) + len(other) - shared
         return shared / either if either else 0.0
 

@@ -5,24 +5,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_app.errors import UserError
 from lightning_app.languages import Language
 from lightning_app.neurons import lape
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.sizes import Sizes, select
 from lightning_app.neurons.subnetworks import Subnetworks
 
 _RATES_TO_SUGGEST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-def select_subnetworks(atlas: Atlas, pool: list[Language], rate: float, quantile: float) -> Subnetworks:
-    """Selects the subnetworks of all languages of ``pool`` (arXiv 2510.13580, section 3)."""
-    if not 0 < rate <= 1 or not 0 < quantile < 1:
-        raise UserError(f"rate is {rate} and quantile {quantile}; expected 0 < rate <= 1 and 0 < quantile < 1")
-    pairs, tau = lape.select(atlas.probability(pool), rate, quantile)
+def select_subnetworks(atlas: Atlas, pool: list[Language], sizes: Sizes) -> Subnetworks:
+    """Selects the subnetworks of all languages of ``pool`` (arXiv 2510.13580, section 3), in the sizes asked for.
+
+    Raises:
+        UserError: The atlas lacks a language, or one that is not in the pool has a rate of its own.
+    """
+    sizes.require_pool(pool)
+    pairs, taus = select(atlas.probability(pool), pool, sizes, atlas.model.hidden_size)
     codes = [language.glotcc for language in pool]
     neurons = dict(zip(codes, map(NeuronSet.from_pairs, pairs), strict=True))
-    return Subnetworks(atlas.model, codes, neurons, rate, quantile, tau, atlas.pool_id(codes))
+    own = sizes.own()
+    if sizes.threshold == "language":
+        own["taus"] = dict(zip(codes, taus, strict=True))
+    tau = taus[0] if sizes.threshold == "pool" else None
+    return Subnetworks(atlas.model, codes, neurons, sizes.rate, sizes.quantile, tau, atlas.pool_id(codes), own)
 
 
 def suggest_rates(atlas: Atlas, pool: list[Language], language: Language, quantile: float) -> str:

@@ -1,7 +1,7 @@
 """The subnetworks of a pool of languages: a file of our own, or masks as the paper and LAPE's authors release them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,13 +9,16 @@ from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import UNREADABLE, one_line, refused_object, save_tensors
+from lightning_app.files import JSON, UNREADABLE, one_line, refused_object, save_lists, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
 from lightning_app.neurons.neuron_file import NeuronFile, describe
 from lightning_app.neurons.neuron_set import NeuronSet
 
 _KIND = "subnetwork"
+RELEASED = (".pt", ".pth")
+"""Suffixes of masks as they are released."""
+
 _MOST_NEURONS = 1 << 18  # released masks do not say how many a layer has; the widest FFNs have a third of this
 
 
@@ -31,6 +34,7 @@ class Subnetworks:
         quantile: Where the activation threshold lies among all probabilities; None where unknown.
         tau: The activation threshold; None where unknown.
         atlas: Digest of the counts they were selected from, or the file the masks came from.
+        sizes: What of `Sizes` is not the paper's way, and the thresholds where each language has its own.
     """
 
     model: ModelIdentity
@@ -40,6 +44,7 @@ class Subnetworks:
     quantile: float | None
     tau: float | None
     atlas: str
+    sizes: JSON = field(default_factory=dict)
 
     def of(self, language: Language) -> NeuronSet:
         """Returns the neurons of one language.
@@ -77,7 +82,7 @@ class Subnetworks:
 
     def save(self, path: Path) -> None:
         """Writes the subnetworks, atomically."""
-        metadata = {
+        metadata: JSON = {
             "version": __version__,
             "model": self.model.as_dict(),
             "pool": self.pool,
@@ -86,7 +91,18 @@ class Subnetworks:
             "tau": self.tau,
             "atlas": self.atlas,
         }
+        if self.sizes:
+            metadata["sizes"] = self.sizes
         save_tensors(path, {f"neurons.{code}": each.pairs for code, each in self.neurons.items()}, metadata, _KIND)
+
+    def save_released(self, path: Path) -> None:
+        """Writes them as the paper releases masks, atomically: a list of languages of a list of layers of indices.
+
+        Such a file says neither model nor languages; the order is the pool's.
+        """
+        empty = torch.empty(0, dtype=torch.int64)
+        lists = [[self.neurons[code].by_layer.get(n, empty) for n in range(self.model.layers)] for code in self.pool]
+        save_lists(path, lists)
 
     @classmethod
     def load(cls, path: Path) -> "Subnetworks":
@@ -95,7 +111,9 @@ class Subnetworks:
         Raises:
             UserError: There is none at ``path``, or the file is damaged, of a later version, or says what cannot be.
         """
-        file = NeuronFile(path, _KIND, ("pool", "rate", "quantile", "tau", "atlas"))
+        file = NeuronFile(path, _KIND, ("pool", "rate", "quantile", "tau", "atlas"), optional=("sizes",))
+        sizes = file.metadata.get("sizes", {})
+        file.require(isinstance(sizes, dict), "sizes", "a table of keys")
         sets = file.by_language("neurons")
         pool = file.metadata["pool"]
         is_pool = isinstance(pool, list) and all(isinstance(code, str) for code in pool)
@@ -106,7 +124,19 @@ class Subnetworks:
             )
         rate, quantile = file.share("rate", without=(0,)), file.share("quantile", without=(0, 1))
         neurons = {code: NeuronSet.from_pairs(file.require_pairs(f"neurons.{code}")) for code in sets}
-        return cls(file.model, pool, neurons, rate, quantile, file.share("tau"), file.text("atlas"))
+        return cls(file.model, pool, neurons, rate, quantile, file.share("tau"), file.text("atlas"), sizes)
+
+
+def overlaps(sets: Mapping[str, NeuronSet]) -> dict[str, dict[str, float]]:
+    """Returns the Jaccard index of every two sets, by their names; 0 where both are empty."""
+    if not sets:
+        return {}
+    union = NeuronSet({}).union(*sets.values())
+    held_SU = torch.stack([union.is_in(each) for each in sets.values()]).double()
+    shared_SS = held_SU @ held_SU.T
+    sizes_S = held_SU.sum(1)
+    jaccard_SS = shared_SS / (sizes_S[:, None] + sizes_S - shared_SS).clamp(min=1)
+    return {a: {b: float(jaccard_SS[i, k]) for k, b in enumerate(sets) if k != i} for i, a in enumerate(sets)}
 
 
 def read_released_masks(path: Path, languages: list[Language]) -> Subnetworks:
@@ -168,7 +198,7 @@ def _indices(layer: object) -> Tensor:
 
 def read_subnetworks(path: Path, languages: str | None = None) -> Subnetworks:
     """Reads a subnetwork file, or released masks where their ``languages`` are given as ``mt,af,...``."""
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in RELEASED:
         if not languages:
             raise UserError(f"{path.name} does not say its languages; name them in its order: --languages mt,af,is,...")
         return read_released_masks(path, [find_language(code) for code in languages.split(",")])

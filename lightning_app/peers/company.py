@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 from lightning_app.errors import Interrupted
 from lightning_app.peers.connections import Broadcast, Connections, End, connect
@@ -35,7 +34,7 @@ class _Company:
 
     def __init__(self) -> None:
         self.connections: Connections | None = None
-        self.children: list[subprocess.Popen[Any]] = []
+        self.children: list[subprocess.Popen[bytes]] = []
         self.end: End | None = None  # of the process that was the first to end
         self.has_ended = threading.Event()
         self.say: Say = lambda rank, line: None
@@ -63,7 +62,7 @@ class _Company:
 
     def learn(self, end: End) -> None:
         """Takes in how a process ended, passes it on, and stops the main thread of this one."""
-        if end.teller != end.rank and self.is_exiting.wait(_EXIT_S):
+        if self.children and end.teller != end.rank and self.is_exiting.wait(_EXIT_S):
             return  # this process ends, and has ended its children itself
         with self._lock:
             is_first, self.end = self.end is None, self.end or end
@@ -159,6 +158,9 @@ def company(say: Say) -> Iterator[None]:
         raise
     except BaseException:
         _company.leave()
+        if has_others():
+            # Launchers send it to all where one has ended: here the reason is still to be said.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise
     _part()
 
@@ -215,7 +217,7 @@ def with_cleanup(clean: Callable[[], None]) -> Iterator[None]:
         clean()
 
 
-def join(rank: int, count: int, broadcast: Broadcast[Any]) -> None:
+def join(rank: int, count: int, broadcast: Broadcast[tuple[int, str] | None]) -> None:
     """Connects the processes of a run, once. Collective, and the first thing that they do together.
 
     Args:
@@ -240,13 +242,13 @@ def _warn(which: str, why: object) -> None:
     sys.stderr.write(f"warning: {which} cannot be watched ({why}): where one dies, others may wait for half an hour\n")
 
 
-def watch_children(child_processes: list[subprocess.Popen[Any]]) -> None:
+def watch_children(child_processes: list[subprocess.Popen[bytes]]) -> None:
     """Watches processes that this one has launched, and ends all where one ends before its time."""
     _company.children = child_processes
     threading.Thread(target=_watch, args=(child_processes,), daemon=True, name="children").start()
 
 
-def _watch(children: list[subprocess.Popen[Any]]) -> None:
+def _watch(children: list[subprocess.Popen[bytes]]) -> None:
     codes: list[int | None] = [None]
     while None in codes:
         time.sleep(_LOOK_S)

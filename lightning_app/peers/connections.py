@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 _JOIN_S = 30.0
 _WELCOME = b"+"
@@ -72,7 +72,7 @@ class Connections(threading.Thread):
         # A loader's process must not keep the connection of a process that was killed.
         os.register_at_fork(after_in_child=self._close)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, object]) -> None:
         """Sends to the other end of every connection that is still there."""
         for connection in list(self._sockets.values()):
             with contextlib.suppress(OSError):
@@ -121,7 +121,9 @@ class Connections(threading.Thread):
             connection.close()
 
 
-def connect(rank: int, count: int, broadcast: Broadcast[Any], address: str, listener: Listener) -> Connections:
+def connect(
+    rank: int, count: int, broadcast: Broadcast[tuple[int, str] | None], address: str, listener: Listener
+) -> Connections:
     """Returns the connections of this process. Collective.
 
     Args:
@@ -135,7 +137,10 @@ def connect(rank: int, count: int, broadcast: Broadcast[Any], address: str, list
         OSError: The first process cannot be reached, or had no time.
     """
     server = _server(count) if rank == 0 else None
-    port, token = broadcast((server.getsockname()[1], secrets.token_hex(16)) if server is not None else None)
+    told = broadcast((server.getsockname()[1], secrets.token_hex(16)) if server is not None else None)
+    if told is None:
+        raise OSError("the first process told no port")
+    port, token = told
     if server is not None:
         with server:
             sockets = _accept(server, count, token)

@@ -159,8 +159,9 @@ def check_subnetwork_is_the_bases(run: Checked) -> None:
 
 def check_atlas_is_the_bases(run: Checked) -> None:
     """The atlas that is named belongs to a model of the base's shape, or can be made."""
-    path = run.profiling.atlas_path
-    if not run.selects_neurons or run.module.subnetwork_path is not None or path is None:
+    is_read = run.selects_neurons and run.module.subnetwork_path is None
+    path = run.profiling.atlas_path(run.data.corpus.atlases) if is_read else None
+    if path is None:
         return
     if path.exists():
         Atlas.load(path).model.require_same(run.base.identity, "atlas", path)

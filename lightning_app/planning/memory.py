@@ -32,9 +32,13 @@ _HELD_BY_HEAP = 1.5
 
 @dataclass(frozen=True)
 class Batches:
-    """Sequences, and tokens per sequence, of a batch of every phase; None where there is no profiling."""
+    """Sequences, and tokens per sequence, of a batch of every phase; None where there is no profiling.
+
+    Documents that are apart take a mask in training.
+    """
 
     training: tuple[int, int] = (2, 512)
+    are_documents_apart: bool = False
     validation: tuple[int, int] = (8, 512)
     profiling: tuple[int, int] | None = (1, 4096)
 
@@ -100,7 +104,10 @@ def simulate(
     with LiveBytes((*_tensors(model), *trained)) as live:
         step.run(live, *batches.training)  # makes the states of the optimiser
         states = live.now
-        step.run(live, *batches.training)
+        B, T = batches.training
+        mask = torch.empty((B, 1, T, T) if batches.are_documents_apart else 0, dtype=model.dtype, device="meta")
+        step.run(live, B, T)
+        del mask
     gradients = sum(parameter.nbytes for parameter in trained)
     return Memory(
         weights=weights,

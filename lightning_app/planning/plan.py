@@ -1,6 +1,6 @@
 """What a run will take, as data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from datamodules.supply import Supply
 from lightning_app.files import JSON
@@ -57,6 +57,50 @@ class DiskPlan:
 
 
 @dataclass(frozen=True)
+class TaskPlan:
+    """What a task of an evaluation takes.
+
+    Attributes:
+        task: Its name.
+        items: How many it has.
+        sequences: That run through the model.
+        tokens: In all of them, answers left out.
+        answer_tokens: That an answer has at most; 0 where none is generated.
+        is_from_data: Whether this was counted on the data, else it is from the known size of the data set.
+        limit_s: Seconds at the limit, by device.
+        why_not: Why it would be left out.
+    """
+
+    task: str
+    items: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    is_from_data: bool = True
+    limit_s: dict[str, float] = field(default_factory=dict)
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation takes, of one model; base and adapted model take twice that.
+
+    Attributes:
+        tasks: One by one.
+        limit_s: Seconds of all tasks at the limit, by device.
+        batch: Sequences, and tokens per sequence, of the batch on this device that takes the most memory.
+        batch_gib: What that takes beside the weights.
+        weights_gib: What they take.
+    """
+
+    tasks: list[TaskPlan]
+    limit_s: dict[str, float]
+    batch: tuple[int, int]
+    batch_gib: float
+    weights_gib: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will take.
 
@@ -71,6 +115,7 @@ class Plan:
         memory: Of one process.
         time: Of the whole run.
         disk: Of the whole run.
+        evaluation: Of the adapted model beside its base, where that was asked for.
     """
 
     model: ModelIdentity
@@ -83,6 +128,7 @@ class Plan:
     memory: MemoryPlan
     time: TimePlan
     disk: DiskPlan
+    evaluation: EvaluationPlan | None = None
 
     def as_json(self) -> JSON:
         """Returns the plan as plain data."""

@@ -1,7 +1,7 @@
 """Works out what a run will take, before it starts, from shapes and sizes alone."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import all_neurons
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.planning.memory import Batches, Memory, peak_gib, room_gib, simulate
-from lightning_app.planning.plan import DiskPlan, MemoryPlan, Plan, TimePlan
+from lightning_app.planning.plan import DiskPlan, EvaluationPlan, MemoryPlan, Plan, TimePlan
 from lightning_app.profiling.profiler import find_atlas
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.module import SparseSubnetModule
@@ -108,6 +108,22 @@ class Planner:
             disk=self._disk(trained, [*text, *counted]),
         )
 
+    def plan_evaluation(self, names: Sequence[str], data_dir: Path | None) -> EvaluationPlan:
+        """Returns what ``evaluate`` takes for the base, in suites and tasks.
+
+        Raises:
+            UserError: There is no such suite or task, no language, or the tokenizer is still to be trained.
+        """
+        from lightning_app.evaluation.loading import TaskData
+        from lightning_app.planning.evaluation import EvaluationPlanner
+
+        data = self.data
+        if data.corpus.new_vocabulary is not None:
+            raise UserError("--evaluate cannot be planned for a base whose tokenizer is still to be trained")
+        place = TaskData(data_dir, data.flores, data.corpus.cache_dir)
+        planner = EvaluationPlanner(self._base(), data.tokenizer, place, self.launch.device)
+        return planner.plan(names, self.module.languages)
+
     def _base(self) -> Base:
         module, corpus = self.module, self.data.corpus
         architecture = module.architecture
@@ -142,6 +158,7 @@ class Planner:
         device = self.launch.device
         batches = Batches(
             training=(data.batch_size, data.block_size),
+            are_documents_apart=data.chunking == "documents",
             validation=(data.validation_batch_size, data.block_size),
             profiling=(profiling.batch_size, profiling.block_size_on(self._base())) if is_profiled else None,
         )

@@ -1,11 +1,14 @@
 """Counts the activations of a pool of languages into an atlas, on any number of processes."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
 
+from datamodules.chunking import Blocks
 from datamodules.corpus import Corpus
+from datamodules.sources import Identity, NoTextError
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
 from lightning_app.identity import ModelIdentity
@@ -13,7 +16,7 @@ from lightning_app.languages import Language, find_language
 from lightning_app.model.base import Base
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
-from lightning_app.neurons.selection import suggest_rates
+from lightning_app.neurons.selection import select_subnetworks, suggest_rates
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.counting import GateCounter, LanguageCount
 from lightning_app.profiling.processes import Processes
@@ -47,10 +50,14 @@ class Profiler:
         """Tokens per block."""
         return self.settings.block_size_on(self.base)
 
-    def count(self, pool: list[Language]) -> tuple[Atlas, Path]:
+    def count(self, pool: list[Language], optional: Collection[Language] = ()) -> tuple[Atlas, Path]:
         """Returns an atlas that holds every language of ``pool``, and its file. Collective.
 
         Languages that the atlas holds are not counted again, unless their text is another one now.
+
+        Args:
+            pool: Which languages.
+            optional: Those of them that are left out, with a line, where there is not enough text of them.
 
         Raises:
             UserError: The atlas belongs to another model, or a language has no text.
@@ -58,7 +65,7 @@ class Profiler:
         block_size, say = self.block_size, self.processes.say
         if block_size < self.settings.block_size:
             say(f"profiling in blocks of {block_size} tokens, the model's context, not {self.settings.block_size}")
-        path = self.settings.atlas_path or self._default_path()
+        path = self.settings.atlas_path(self.corpus.atlases) or self._default_path()
         if path.exists():
             atlas = Atlas.load(path)
             atlas.model.require_same(self.base.identity, "atlas", path)
@@ -70,15 +77,17 @@ class Profiler:
             atlas.remove(language)
         self._outdated = {language.glotcc for language in outdated}
         missing = [language for language in pool if language not in atlas]
-        self.corpus.require_text(missing)
+        self.corpus.require_text([language for language in missing if language not in optional])
         say(f"atlas {path}: {len(pool) - len(missing)} of {len(pool)} languages counted before")
         if self.settings.stop_when_stable is not None:
             self._count_until_stable(missing, pool, atlas, path)
         else:
-            # The text of all of them first: one that has too little is told before the first is counted.
-            for count in [self._begin(language) for language in missing]:
-                self._advance(count, len(count.blocks))
-                self._finish(count, atlas, path)
+            # The text of those that must be there first: too little of it is told before the first is counted.
+            for language in missing:
+                if language not in optional:
+                    self._text(language)
+            for language in missing:
+                self._count_whole(language, language in optional, atlas, path)
         self.processes.wait()
         return atlas, path
 
@@ -90,8 +99,14 @@ class Profiler:
         """
         settings = self.settings
         subnetworks = settings.select(atlas, pool)
+        by_rate = select_subnetworks(atlas, pool, settings.sizes.paper) if settings.sizes.own() else None
         for target in targets:
             neurons = len(subnetworks.of(target))
+            if by_rate is not None:
+                self.processes.say(
+                    f"{target} gets {neurons:,} neurons; one rate of {settings.rate:g} for all would give "
+                    f"{len(by_rate.of(target)):,}"
+                )
             if neurons >= _TINY:
                 continue
             others = suggest_rates(atlas, pool, target, settings.quantile)
@@ -107,8 +122,22 @@ class Profiler:
             )
         return subnetworks
 
+    def _count_whole(self, language: Language, is_optional: bool, atlas: Atlas, path: Path) -> None:
+        try:
+            count = self._begin(language)
+        except NoTextError as error:
+            if not is_optional:
+                raise
+            self.processes.say(f"left out: {error}")
+            return
+        self._advance(count, len(count.blocks))
+        self._finish(count, atlas, path)
+
+    def _text(self, language: Language) -> tuple[Blocks, Identity]:
+        return self.corpus.profiling_blocks(language, self.settings.tokens_per_language, self.block_size)
+
     def _begin(self, language: Language) -> LanguageCount:
-        blocks, source = self.corpus.profiling_blocks(language, self.settings.tokens_per_language, self.block_size)
+        blocks, source = self._text(language)
         counter = GateCounter(find_gated_ffns(self.base.model), self.processes.device)
         return LanguageCount(language, blocks, source, counter)
 
@@ -126,7 +155,7 @@ class Profiler:
         atlas.add(count.language, counts_HLN.sum(0), int(tokens_H.sum()), count.source)
         if count.curve:
             curve = [[tokens, round(overlap, 4)] for tokens, overlap in count.curve]
-            until = {"rate": self.settings.rate, "quantile": self.settings.quantile}
+            until = {"rate": self.settings.rate, "quantile": self.settings.quantile, **self.settings.sizes.own()}
             atlas.stability[count.language.glotcc] = {**until, "curve": curve}
         if self.processes.is_first:
             _save_beside_others(atlas, path, self._outdated)
@@ -163,7 +192,7 @@ class Profiler:
     def _looks_depend_on(self, pool: list[Language]) -> JSON:
         settings = self.settings
         numbers = [settings.tokens_per_language, self.block_size, settings.batch_size, self.processes.count]
-        shares = [settings.stop_when_stable, settings.rate, settings.quantile]
+        shares = [settings.stop_when_stable, settings.rate, settings.quantile, *settings.sizes.own().items()]
         base = [self.base.identity.fingerprint, self.corpus.tokenizer_digest]
         return {"of": [*base, *numbers, *shares], "pool": [language.glotcc for language in pool]}
 
@@ -190,7 +219,9 @@ class Profiler:
 
 def _counted_id(settings: ProfilingSettings, corpus: Corpus, block_size: int) -> str:
     """Returns a digest over what counts depend on beside the model."""
-    until = [settings.stop_when_stable, settings.rate, settings.quantile] if settings.stop_when_stable else []
+    until: list[object] = []
+    if settings.stop_when_stable:
+        until = [settings.stop_when_stable, settings.rate, settings.quantile, *settings.sizes.own().items()]
     return corpus.text_id(settings.tokens_per_language, block_size, *until)[:8]
 
 
@@ -198,7 +229,7 @@ def find_atlas(settings: ProfilingSettings, corpus: Corpus, identity: ModelIdent
     """Returns the atlas that a `Profiler` would find, by the base's name where its weights were never seen."""
     pattern = f"{identity.short_name}-{'?' * 8}-{_counted_id(settings, corpus, block_size)}.safetensors"
     found = sorted(corpus.atlases.glob(pattern), key=lambda path: path.stat().st_mtime)
-    path = settings.atlas_path or (found[-1] if found else None)
+    path = settings.atlas_path(corpus.atlases) or (found[-1] if found else None)
     if path is None or not path.exists():
         return None
     atlas = Atlas.load(path)
@@ -219,7 +250,7 @@ def _outdated(atlas: Atlas, pool: list[Language], corpus: Corpus, settings: Prof
     outdated = []
     for language in pool:
         is_own = language.glotcc in corpus.files
-        if language not in atlas or (settings.atlas_path is not None and not is_own):
+        if language not in atlas or (settings.atlas is not None and not is_own):
             continue
         try:
             is_same = corpus.is_text_of(language, atlas.sources[language.glotcc])

@@ -7,21 +7,29 @@ and dashes keep the methods apart without them.
 import math
 import textwrap
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_app.comparison.front import Front, Scaled, build_fronts
 from lightning_app.comparison.ranking import Group, best_groups, group_results
 from lightning_app.comparison.results import RunResult
-from lightning_app.files import replacing
+from lightning_app.files import JSON, replacing
 from lightning_app.progress import short
 from lightning_app.reports.findings import languages, rate
 
+if TYPE_CHECKING:  # matplotlib takes half a second, and only who draws waits for it
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.typing import LineStyleType
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES = ("-", "-.", ":", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
-_SCALE_DASHES = (0, (4, 2))
+_DASHES: "tuple[LineStyleType, ...]" = ("-", "-.", ":", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
+_SCALE_DASHES: "LineStyleType" = (0, (4, 2))
 _WIDTH_IN, _AXES_IN, _LEGEND_LINE_IN, _LINE_CHARACTERS = 6.3, 4.4, 0.25, 58
 _SETTINGS: dict[Any, Any] = {
     "font.size": 13, "legend.fontsize": 12, "axes.spines.top": False, "axes.spines.right": False,
@@ -33,10 +41,10 @@ _SETTINGS: dict[Any, Any] = {
 class _Style:
     colour: str
     marker: str
-    dashes: Any
+    dashes: "LineStyleType"
     is_filled: bool
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> JSON:
         face = self.colour if self.is_filled else "white"
         return {
             "color": self.colour, "linestyle": self.dashes, "linewidth": 1.6, "marker": self.marker, "markersize": 7,
@@ -81,7 +89,7 @@ def draw_front(results: Sequence[RunResult], folder: Path, scaled: Scaled | None
         return _save(figure, folder / "front")
 
 
-def _draw_method(axes: Any, front: Front, style: _Style) -> Any:
+def _draw_method(axes: "Axes", front: Front, style: _Style) -> "Line2D":
     """Draws a method's line, its rates' means and its scale curves; returns what stands for it in the legend."""
     from matplotlib.lines import Line2D
 
@@ -112,7 +120,7 @@ def _watched(codes: Sequence[str]) -> str:
     return languages(list(codes)) if len(codes) <= 3 else f"mean of {len(codes)} watched languages"
 
 
-def _limit(axes: Any, results: Sequence[RunResult], fronts: Sequence[Front]) -> list[str]:
+def _limit(axes: "Axes", results: Sequence[RunResult], fronts: Sequence[Front]) -> list[str]:
     """Keeps a rate that broke the model from squeezing all others into a corner; returns what lies outside."""
     gain = max(front.largest_gain for front in fronts)
     rise = max(retention for front in fronts for _, retention in front.line)
@@ -167,13 +175,13 @@ def _band(group: Group) -> tuple[list[float], list[float], list[float], list[flo
     return tokens, [min(v) for v in losses], [sum(v) / len(v) for v in losses], [max(v) for v in losses]
 
 
-def _settings() -> Any:
+def _settings() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(_SETTINGS)
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure() -> "tuple[Figure, Axes]":
     """Returns a figure that no window system and no global state knows of, and its axes."""
     from matplotlib.figure import Figure
 
@@ -181,7 +189,7 @@ def _figure() -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str], notes: Sequence[str]) -> None:
+def _legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str], notes: Sequence[str]) -> None:
     """Puts the legend and what it must say below the axes, where they cover nothing, and makes room for them."""
     longest = max(map(len, labels))
     columns = min(len(labels), 3 if longest <= 15 else 2 if longest <= 28 else 1)
@@ -193,7 +201,7 @@ def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str], notes: S
                   title="\n".join(note), title_fontsize=11, alignment="left")  # fmt: skip
 
 
-def _save(figure: Any, stem: Path) -> list[Path]:
+def _save(figure: "Figure", stem: Path) -> list[Path]:
     """Writes PNG and SVG; the same runs give the same bytes."""
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -93,26 +92,27 @@ class ValidationLosses(nn.Module):
 
     def __init__(self, blocks: Sequence[int], paper: int) -> None:
         super().__init__()
-        self.of_languages = nn.ModuleList(LanguageLoss(each) for each in blocks)
-        self.of_paper = nn.ModuleList(MeanMetric() for _ in range(paper))
+        self.of_languages = [LanguageLoss(each) for each in blocks]
+        self.of_paper = [MeanMetric() for _ in range(paper)]
+        self.metrics = nn.ModuleList([*self.of_languages, *self.of_paper])
 
     def add(self, loader: int, blocks: Tensor, nats_B: Tensor, tokens_B: Tensor, text_bytes: Tensor) -> None:
         """Adds a batch of a language."""
-        cast(LanguageLoss, self.of_languages[loader]).update(blocks, nats_B, tokens_B, text_bytes)
+        self.of_languages[loader].update(blocks, nats_B, tokens_B, text_bytes)
 
     def add_paper(self, loader: int, loss: Tensor) -> None:
         """Adds the mean loss of a batch, which counts as much as any other batch."""
-        cast(MeanMetric, self.of_paper[loader - len(self.of_languages)]).update(loss)
+        self.of_paper[loader - len(self.of_languages)].update(loss)
 
     def of(self, codes: list[str]) -> Losses:
         """Returns the losses by the languages' short codes. Collective the first time."""
         pairs = zip(codes, self.of_languages, strict=True)
-        return {code: cast(LanguageLoss, metric).compute()[0].tolist() for code, metric in pairs}
+        return {code: metric.compute()[0].tolist() for code, metric in pairs}
 
     def of_blocks(self, codes: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns nats and tokens of every block by the languages' short codes, on the CPU. Collective as `of`."""
         pairs = zip(codes, self.of_languages, strict=True)
-        found = {code: cast(LanguageLoss, metric).compute() for code, metric in pairs}
+        found = {code: metric.compute() for code, metric in pairs}
         return {code: (nats_B.cpu(), tokens_B.cpu()) for code, (_, nats_B, tokens_B) in found.items()}
 
     def figures(self, losses: Losses, shares: dict[str, float], paper: list[str]) -> dict[str, float]:
@@ -128,10 +128,10 @@ class ValidationLosses(nn.Module):
         for code, (loss, bits) in losses.items():
             figures |= {f"val/loss/{code}": loss, f"val/bits_per_byte/{code}": bits}
         for code, metric in zip(paper, self.of_paper, strict=True):
-            figures[f"val/paper_loss/{code}"] = float(cast(MeanMetric, metric).compute())
+            figures[f"val/paper_loss/{code}"] = float(metric.compute())
         return figures
 
     def reset(self) -> None:
         """Forgets every loss."""
         for metric in (*self.of_languages, *self.of_paper):
-            cast(Metric, metric).reset()
+            metric.reset()

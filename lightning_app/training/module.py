@@ -17,10 +17,12 @@ from datamodules.glotcc import Batch, GlotCCDataModule
 from lightning_app.adapted import Adaptation, load_adapted
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
+from lightning_app.hub import local_file
 from lightning_app.languages import Language, find_languages
 from lightning_app.methods.method import Attached, Calibration, Weights
 from lightning_app.methods.registry import DEFAULT, build_method
-from lightning_app.model.base import Base, attend_without_masks, base_dtype, load_base, new_base, recompute_activations
+from lightning_app.model.attention import attend_without_masks, require_documents_apart, seen_within_documents
+from lightning_app.model.base import Base, base_dtype, load_base, new_base, recompute_activations
 from lightning_app.model.generation import continue_text
 from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, sequence_loss_sums, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
@@ -43,7 +45,7 @@ class SparseSubnetModule(LightningModule):
         method: What is trained, and how; see ``lightning_app/methods``.
         first_layer: Train only neurons from this layer up; the layers below run without a graph, which is faster and
             keeps fewer activations, but is another method than the paper's.
-        subnetwork: Subnetwork file; selected from the atlas where not given.
+        subnetwork: Subnetwork file, or hub:OWNER/NAME; selected from the atlas where not given.
         language: Target language, or several with their shares of the text: ``cy,mt`` or ``cy:2,mt:1``.
         lr: Learning rate of AdamW; the method's own where not given.
         weight_decay: Of AdamW, on trained weights only.
@@ -84,13 +86,15 @@ class SparseSubnetModule(LightningModule):
         super().__init__()
         self.base_name, self.revision, self.architecture = base, revision, architecture
         self.method, self.first_layer = build_method(method, method_keys), first_layer
-        self.subnetwork_path = Path(subnetwork) if subnetwork else None
+        published = ("subnetwork.safetensors", "--model.subnetwork")
+        self.subnetwork_path = local_file(subnetwork, *published) if subnetwork else None
         self.languages: list[Language] = [each for each, _ in find_languages(language)] if language else []
         self.lr = self.method.lr if lr is None else lr
         self.weight_decay, self.betas, self.ema, self.warmup_steps = weight_decay, betas, ema, warmup_steps
         self.schedule, self.activation_checkpointing, self.is_compiled = schedule, activation_checkpointing, compile
         self.strict_loading = False
-        self.checkpoint, self.scale = cast(Path | None, None), 1.0
+        self.checkpoint: Path | None = None
+        self.scale = 1.0
         self.subnetworks: Subnetworks | None = None
         self.neurons: NeuronSet | None = None
         self.attached: Attached | None = None
@@ -184,9 +188,10 @@ class SparseSubnetModule(LightningModule):
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the last hidden states and the tokens they predict; position t predicts token t + 1."""
+        inputs = seen_within_documents(self.base.model, batch["input_ids"], batch.get("position_ids"))
         # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
         with torch.compiler.set_stance("default" if self.training else "force_eager"):
-            hidden = self.base.model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+            hidden = self.base.model.base_model(**inputs, use_cache=False).last_hidden_state
         return hidden[:, :-1], batch["labels"][:, 1:]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -194,8 +199,9 @@ class SparseSubnetModule(LightningModule):
         # What a method or a base draws (dropout) is a function of the position, so that a resumed run draws the same.
         torch.manual_seed(self.data.seed + 1_000_003 * batch_idx + self.global_rank)
         hidden, labels = self._hidden(batch)
-        nats, tokens = token_loss_sum(hidden, self.head, labels), (labels != IGNORED).sum()
-        return {"loss": nats / tokens, "nats_per_token": (nats / tokens).detach()}
+        tokens = (labels != IGNORED).sum().clamp(min=1)  # none where every document has but one
+        nats = token_loss_sum(hidden, self.head, labels) / tokens
+        return {"loss": nats, "nats_per_token": nats.detach().clone()}
 
     def _at_work(self) -> Attached:
         if self.attached is None:
@@ -230,9 +236,11 @@ class SparseSubnetModule(LightningModule):
         self._at_work().after_step()
 
     def on_fit_start(self) -> None:
-        """Lets the method look at text, where a run begins."""
+        """Lets the method look at text, where a run begins, and keeps documents apart, where they are to be."""
         if self.checkpoint is None:
             self._at_work().calibrate(self._calibration())
+        if self.data.chunking == "documents":
+            require_documents_apart(self.base.model)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch of FLORES blocks to its language's loss."""
@@ -264,8 +272,7 @@ class SparseSubnetModule(LightningModule):
 
     def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, str]:
         """Continues a prompt greedily by up to 64 tokens."""
-        continuation = continue_text(self.base.model, self.data.tokenizer, batch[0], max_new_tokens=64)
-        return {"prompt": batch[0], "continuation": continuation}
+        return {"prompt": batch[0], "continuation": continue_text(self.base.model, self.data.tokenizer, batch[0], 64)}
 
     def state_dict(self, *args: object, **kwargs: object) -> Weights:
         """Returns the trained weights alone; see `Attached.weights`."""
@@ -278,15 +285,11 @@ class SparseSubnetModule(LightningModule):
     def _adaptation(self) -> Adaptation:
         attached, model = self._at_work(), self.base.model
         return Adaptation(
-            base=self.base.identity,
-            architecture=self.architecture,
-            dtype=str(model.dtype).removeprefix("torch."),
+            base=self.base.identity, architecture=self.architecture, dtype=str(model.dtype).removeprefix("torch."),
             tokenizer=self.data.tokenizer.name_or_path,
             language=",".join(language.glotcc for language in self.languages) or None,
-            method=self.method,
-            trained=attached.identity(),
-            neurons=self.neurons,
-        )
+            method=self.method, trained=attached.identity(), neurons=self.neurons,
+        )  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: JSON) -> None:
         """Writes into the checkpoint what its weights are."""

@@ -50,6 +50,11 @@ class NeuroglotTrainer(Trainer):
         validate_every: Optimiser steps between validations; the best and the last checkpoint are saved then.
         save_every: Minutes after which the last checkpoint is saved between validations, too.
         stop_after_nonfinite: Batches in a row with a loss that is no number after which a run ends as diverged.
+        max_retention_loss: Nats per token by which a watched language's loss may have risen at the best checkpoint, at
+            most; the target loss alone decides where not given.
+        translate: Sentences of FLORES dev to translate at every validation, from each target language into English and
+            back; 0 for none.
+        probe: Whether to ask at every validation what the model learns from its context alone.
         log_every_n_steps: Batches between lines of metrics.
         accelerator: ``cpu``, ``gpu`` or ``auto``.
         devices: Processes on each node, one a device; -1 takes all there are.
@@ -70,6 +75,9 @@ class NeuroglotTrainer(Trainer):
         validate_every: int = 500,
         save_every: float = 30.0,
         stop_after_nonfinite: int = 3,
+        max_retention_loss: float | None = None,
+        translate: int = 0,
+        probe: bool = False,
         log_every_n_steps: int = 10,
         accelerator: str = "auto",
         devices: list[int] | str | int = 1,
@@ -85,26 +93,24 @@ class NeuroglotTrainer(Trainer):
             accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
             log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices,
             plugins=_plugins(plugins, kwargs),
-            # One pass over an order that holds every epoch, as long as the data module says: a position is one number.
-            max_epochs=1, min_epochs=None, min_steps=None,
-            # Repeats a few batches for ever: the position in the text would no longer be true.
-            overfit_batches=0.0,
-            # A loader made anew would begin at the position of the checkpoint again.
-            reload_dataloaders_every_n_epochs=0,
+            # One pass over an order that holds every epoch, as long as the data module says: a position is one number,
+            # which is not true of batches repeated for ever, or of a loader that begins at the checkpoint's again.
+            max_epochs=1, min_epochs=None, min_steps=None, overfit_batches=0.0, reload_dataloaders_every_n_epochs=0,
             # Counted over the whole run, not within an epoch; and in batches, where ours is counted in steps.
             check_val_every_n_epoch=None, val_check_interval=validate_every * accumulate_grad_batches,
             # The check before training is the measurement of the base: all of it, not a few batches.
             num_sanity_val_steps=-1,
-            use_distributed_sampler=False,  # it pads, and would count some sentences twice
-            # Tensors made in inference mode cannot be saved for a backward afterwards: cached rotary tables are.
-            inference_mode=False,
+            # Lightning's sampler pads, and would count some sentences twice. Tensors made in inference mode cannot be
+            # saved for a backward afterwards: cached rotary tables are.
+            use_distributed_sampler=False, inference_mode=False,
             # Our own line says what is trained, and Lightning's would count a frozen base for minutes.
             enable_model_summary=False,
             # Without them a run cannot go on, nor its best step be found; barebones takes away all callbacks.
             enable_checkpointing=True, barebones=False, **kwargs,
         )  # fmt: skip
         self.validate_every, self.save_every = validate_every, save_every
-        self.stop_after_nonfinite = stop_after_nonfinite
+        self.stop_after_nonfinite, self.max_retention_loss = stop_after_nonfinite, max_retention_loss
+        self.translate, self.probe = translate, probe
         end_together(self.strategy)
 
     @property

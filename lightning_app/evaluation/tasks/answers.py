@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from sacrebleu import sentence_bleu
 
 from lightning_app.evaluation.translation import corpus_value, why_no_spbleu
+from lightning_app.files import JSON
 
 _LETTERS = "ABCDEFG"
 
 
-def letter(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+def letter(doc: JSON, results: list[str]) -> dict[str, float]:
     """Returns whether the letter in an answer is the right one, and whether there is one."""
     read = read_letter(results[0], doc.get("letters", len(doc["options"])))
     return {"acc": float(read == doc["answer"]), "is_read": float(read is not None)}
@@ -42,7 +42,7 @@ def read_letter(answer: str, options: int) -> int | None:
     return None
 
 
-def translation(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+def translation(doc: JSON, results: list[str]) -> JSON:
     """Returns the BLEU of a sentence, and what the figures of the corpus are made of."""
     said, reference = results[0].strip(), doc["target"]
     pair = (reference, said)
@@ -69,7 +69,7 @@ def _of_corpus(name: str, pairs: Sequence[tuple[str, str]]) -> float:
     return corpus_value(name, list(said), list(references))
 
 
-def bits_per_byte(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
+def bits_per_byte(doc: JSON, results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:
     """Returns the bits that a text costs, and its UTF-8 bytes."""
     ((log_likelihood, _),) = results
     return {"bits_per_byte": (-log_likelihood / math.log(2), len(doc["text"].encode()))}

@@ -1,17 +1,17 @@
 """Minimal pairs without a grammar: sentences beside a corruption of theirs, as in ScaLA (arXiv 2304.00906)."""
 
 import random
-from typing import Any
 
 from lightning_app.errors import UserError
 from lightning_app.evaluation.tasks.data import Items, as_items, flores_sentences
+from lightning_app.files import JSON
 from lightning_app.languages import find_language
 
 _FEWEST_WORDS = 5
 _SEED = 4242
 
 
-def minimal_pairs(language: str, flores: str, cache_dir: str, **_: Any) -> Items:
+def minimal_pairs(language: str, flores: str, cache_dir: str, **_: object) -> Items:
     """Returns sentences of FLORES devtest, ``good``, each with a corruption of it, ``bad``, and its ``kind``.
 
     Raises:
@@ -25,7 +25,7 @@ def minimal_pairs(language: str, flores: str, cache_dir: str, **_: Any) -> Items
     return as_items([_pair(sentence, number) for number, sentence in enumerate(long)])
 
 
-def _pair(sentence: str, number: int) -> dict[str, Any]:
+def _pair(sentence: str, number: int) -> JSON:
     kind = "exchanged" if number % 2 == 0 else "deleted"
     return {
         "good": " ".join(sentence.split()),

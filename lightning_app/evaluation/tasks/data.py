@@ -1,12 +1,13 @@
 """Items of our task files: what the harness calls with a task's metadata, the language above all."""
 
+import tempfile
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, load_dataset
 
 from datamodules.flores import Split, read_flores, read_parallel
 from lightning_app.errors import UserError
+from lightning_app.files import JSON
 from lightning_app.hub import hub_errors
 from lightning_app.languages import Language, find_language
 
@@ -23,7 +24,7 @@ _ENGLISH = find_language("en")
 Items = dict[str, Dataset]
 
 
-def flores_devtest(language: str, flores: str = _FLORES, cache_dir: str = _CACHE, **_: Any) -> Items:
+def flores_devtest(language: str, flores: str = _FLORES, cache_dir: str = _CACHE, **_: object) -> Items:
     """Returns the sentences of FLORES devtest in a language: ``text``."""
     return as_items([{"text": sentence} for sentence in flores_sentences(find_language(language), flores, cache_dir)])
 
@@ -34,14 +35,14 @@ def flores_pairs(
     flores: str = _FLORES,
     cache_dir: str = _CACHE,
     flores_split: Split = "devtest",
-    **_: Any,
+    **_: object,
 ) -> Items:
     """Returns FLORES beside its English: ``source``, ``target`` and the name of the language to go ``into``."""
     spoken = find_language(language)
     return _translations(beside_english(spoken, flores, cache_dir, flores_split), spoken, into_english)
 
 
-def opus_pairs(language: str, into_english: bool, **_: Any) -> Items:
+def opus_pairs(language: str, into_english: bool, **_: object) -> Items:
     """Returns the test sentences of OPUS-100 beside their English, as `flores_pairs` does."""
     spoken = find_language(language)
     pair = spoken.code("opus_100")
@@ -50,7 +51,7 @@ def opus_pairs(language: str, into_english: bool, **_: Any) -> Items:
     return _translations([(row["translation"][code], row["translation"]["en"]) for row in rows], spoken, into_english)
 
 
-def sib200(language: str, **_: Any) -> Items:
+def sib200(language: str, **_: object) -> Items:
     """Returns the test texts of SIB-200: ``text``, ``options`` and the number of the right one, ``answer``."""
     rows = _rows("Davlan/sib200", find_language(language).code("flores_200"), "test", ("text", "category"))
     if unknown := next((row["category"] for row in rows if row["category"] not in TOPICS), None):
@@ -60,7 +61,7 @@ def sib200(language: str, **_: Any) -> Items:
     )
 
 
-def belebele(language: str, **_: Any) -> Items:
+def belebele(language: str, **_: object) -> Items:
     """Returns Belebele: ``passage``, ``question``, ``options`` and ``answer``."""
     answers = tuple(f"mc_answer{number}" for number in range(1, 5))
     columns = ("flores_passage", "question", "correct_answer_num", *answers)
@@ -78,7 +79,7 @@ def belebele(language: str, **_: Any) -> Items:
     )
 
 
-def mmlu(split: str, **_: Any) -> Items:
+def mmlu(split: str, **_: object) -> Items:
     """Returns MMLU's questions on all subjects: ``question``, ``subject`` in words, ``options`` and ``answer``."""
     rows = _rows("cais/mmlu", "all", split, ("question", "subject", "choices", "answer"))
     return as_items(
@@ -89,19 +90,19 @@ def mmlu(split: str, **_: Any) -> Items:
     )
 
 
-def hellaswag(**_: Any) -> Items:
+def hellaswag(**_: object) -> Items:
     """Returns HellaSwag: the scenario as ``question``, its ``options`` and ``answer``."""
     rows = _rows("Rowan/hellaswag", None, "validation", ("ctx", "endings", "label"))
     return as_items([_question(row["ctx"], row["endings"], int(row["label"])) for row in rows])
 
 
-def piqa(**_: Any) -> Items:
+def piqa(**_: object) -> Items:
     """Returns PIQA: the goal as ``question``, its ``options`` and ``answer``."""
     rows = _rows("baber/piqa", None, "validation", ("goal", "sol1", "sol2", "label"))
     return as_items([_question(row["goal"], [row["sol1"], row["sol2"]], int(row["label"])) for row in rows])
 
 
-def winogrande(**_: Any) -> Items:
+def winogrande(**_: object) -> Items:
     """Returns WinoGrande: the sentence with its gap as ``question``, ``options`` and ``answer``."""
     rows = _rows("allenai/winogrande", "winogrande_xl", "validation", ("sentence", "option1", "option2", "answer"))
     return as_items(
@@ -109,7 +110,7 @@ def winogrande(**_: Any) -> Items:
     )
 
 
-def arc(config: str, **_: Any) -> Items:
+def arc(config: str, **_: object) -> Items:
     """Returns ARC-Easy or ARC-Challenge: ``question``, three to five ``options``, ``answer``, and how many ``letters``.
 
     The paper's script reads as many letters in every answer as the first question has options.
@@ -125,7 +126,7 @@ def arc(config: str, **_: Any) -> Items:
     )
 
 
-def _question(question: str, options: list[str], answer: int, **more: str) -> dict[str, Any]:
+def _question(question: str, options: list[str], answer: int, **more: str) -> JSON:
     return {"question": question, "options": list(options), "answer": answer, **more}
 
 
@@ -146,29 +147,31 @@ def beside_english(language: Language, source: str, cache_dir: str, split: Split
     return [(theirs, english) for theirs, english in rows]
 
 
-def _rows(repository: str, config: str | None, split: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def _rows(repository: str, config: str | None, split: str, columns: tuple[str, ...]) -> list[JSON]:
     """Returns the rows of a data set: of a folder OWNER/NAME in the working directory if there is one, else the hub's.
 
     Raises:
-        UserError: It lacks the configuration, the split or a column.
+        UserError: It lacks the configuration, the split or a column, or has no rows.
     """
-    try:
-        with hub_errors(repository, DATA_ADVICE, DATA_ALTERNATIVES):
-            loaded = load_dataset(repository, config)
-    except ValueError as error:
-        if "BuilderConfig" not in str(error):
-            raise
-        raise UserError(f"{repository} has no {config}") from error
-    if split not in loaded:
-        raise UserError(f"{repository} has no split {split}; it has {', '.join(loaded)}")
-    found = loaded[split].column_names
-    if missing := [column for column in columns if column not in found]:
-        raise UserError(f"{repository} has no column {', '.join(missing)}; it has {', '.join(found)}")
-    if not len(loaded[split]):
-        raise UserError(f"{repository} has no items in its split {split}; look at its files")
-    return list(loaded[split].select_columns(list(columns)))
+    # Of a folder, the cache of `datasets` would give the rows of another folder, or of earlier files.
+    with tempfile.TemporaryDirectory(prefix="neuroglot-") as fresh:
+        try:
+            with hub_errors(repository, DATA_ADVICE, DATA_ALTERNATIVES):
+                loaded = load_dataset(repository, config, cache_dir=fresh if Path(repository).is_dir() else None)
+        except ValueError as error:
+            if "BuilderConfig" not in str(error):
+                raise
+            raise UserError(f"{repository} has no {config}") from error
+        if split not in loaded:
+            raise UserError(f"{repository} has no split {split}; it has {', '.join(loaded)}")
+        found = loaded[split].column_names
+        if missing := [column for column in columns if column not in found]:
+            raise UserError(f"{repository} has no column {', '.join(missing)}; it has {', '.join(found)}")
+        if not len(loaded[split]):
+            raise UserError(f"{repository} has no items in its split {split}; look at its files")
+        return list(loaded[split].select_columns(list(columns)))
 
 
-def as_items(rows: list[dict[str, Any]]) -> Items:
+def as_items(rows: list[JSON]) -> Items:
     """Returns rows as the harness takes them."""
     return {"test": Dataset.from_list(rows)}

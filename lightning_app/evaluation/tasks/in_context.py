@@ -4,7 +4,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from datamodules.flores import Split
 from lightning_app.errors import UserError
@@ -21,7 +20,7 @@ _LENGTH, _CHOICES, _SHOWN = 5, 4, 4
 _FEWEST_SEEN, _FEWEST_PAIRS = 8, 30
 
 
-def copied_patterns(**_: Any) -> Items:
+def copied_patterns(**_: object) -> Items:
     """Returns patterns of five words, each twice whole and once without its end, and the ``words`` to choose from."""
     drawn, items = random.Random(_SEED), []
     for _number in range(_ITEMS):
@@ -31,7 +30,7 @@ def copied_patterns(**_: Any) -> Items:
     return as_items(items)
 
 
-def word_lists(language: str, flores: str, cache_dir: str, flores_split: Split = "devtest", **_: Any) -> Items:
+def word_lists(language: str, flores: str, cache_dir: str, flores_split: Split = "devtest", **_: object) -> Items:
     """Returns English words with four shown translations of others before them, and four translations to choose from.
 
     Raises:
