@@ -38,9 +38,9 @@ class Batches:
     """
 
     training: tuple[int, int] = (2, 512)
-    are_documents_apart: bool = False
     validation: tuple[int, int] = (8, 512)
     profiling: tuple[int, int] | None = (1, 4096)
+    are_documents_apart: bool = False
 
 
 @dataclass(frozen=True)

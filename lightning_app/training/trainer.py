@@ -90,8 +90,8 @@ class NeuroglotTrainer(Trainer):
         base_dtype(precision)
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
             log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices,
+            accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
             plugins=_plugins(plugins, kwargs),
             # One pass over an order that holds every epoch, as long as the data module says: a position is one number,
             # which is not true of batches repeated for ever, or of a loader that begins at the checkpoint's again.
@@ -103,14 +103,13 @@ class NeuroglotTrainer(Trainer):
             # Lightning's sampler pads, and would count some sentences twice. Tensors made in inference mode cannot be
             # saved for a backward afterwards: cached rotary tables are.
             use_distributed_sampler=False, inference_mode=False,
-            # Our own line says what is trained, and Lightning's would count a frozen base for minutes.
-            enable_model_summary=False,
-            # Without them a run cannot go on, nor its best step be found; barebones takes away all callbacks.
-            enable_checkpointing=True, barebones=False, **kwargs,
+            # Our own line says what is trained, and Lightning's would count a frozen base for minutes. Without checkpoints
+            # a run cannot go on, nor its best step be found; barebones takes away all callbacks.
+            enable_model_summary=False, enable_checkpointing=True, barebones=False, **kwargs,
         )  # fmt: skip
         self.validate_every, self.save_every = validate_every, save_every
-        self.stop_after_nonfinite, self.max_retention_loss = stop_after_nonfinite, max_retention_loss
-        self.translate, self.probe = translate, probe
+        self.translate, self.probe, self.stop_after_nonfinite = translate, probe, stop_after_nonfinite
+        self.max_retention_loss = max_retention_loss
         end_together(self.strategy)
 
     @property
