@@ -103,8 +103,8 @@ class NeuroglotTrainer(Trainer):
             # Lightning's sampler pads, and would count some sentences twice. Tensors made in inference mode cannot be
             # saved for a backward afterwards: cached rotary tables are.
             use_distributed_sampler=False, inference_mode=False,
-            # Our own line says what is trained, and Lightning's would count a frozen base for minutes. Without checkpoints
-            # a run cannot go on, nor its best step be found; barebones takes away all callbacks.
+            # Our own line says what is trained, and Lightning's would count a frozen base for minutes. Without
+            # checkpoints a run cannot go on, nor its best step be found; barebones takes away all callbacks.
             enable_model_summary=False, enable_checkpointing=True, barebones=False, **kwargs,
         )  # fmt: skip
         self.validate_every, self.save_every = validate_every, save_every
