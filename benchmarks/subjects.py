@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
-from lightning_app.model.attention import attend_without_masks
+from lightning_app.model.attention import attend_without_masks, seen_within_documents
 from lightning_app.model.base import base_without_weights, read_architecture
 from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.model.loss import OutputHead, token_loss_sum
@@ -96,13 +96,13 @@ def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor
 
 def _with(
     model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, optimizer: Optimizer | None,
-    attached: Attached | None,
+    attached: Attached | None, seen: Callable[[], dict[str, Tensor]] = dict,
 ) -> Subject:  # fmt: skip
     def loss() -> Tensor:
         embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
         if optimizer is None:
             embedded = embedded.detach().requires_grad_()
-        hidden = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        hidden = decoder(inputs_embeds=embedded, use_cache=False, **seen()).last_hidden_state
         return token_loss_sum(hidden[:, :-1], head, ids[:, 1:]) / ids[:, 1:].numel()
 
     def step() -> None:
@@ -143,13 +143,16 @@ def _frozen(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     return _subject(model, model.base_model, OutputHead.of(model), ids, [])
 
 
-def _method(name: str, is_compiled: bool = False, is_matched: bool = False, **keys: object) -> Callable[..., Subject]:
+def _method(
+    name: str, is_compiled: bool = False, is_matched: bool = False, is_apart: bool = False, **keys: object
+) -> Callable[..., Subject]:
     """One of our own methods, as a run would put it to work.
 
     Args:
         name: Of the method.
         is_compiled: Whether its layers are compiled.
         is_matched: Whether its rank is such that it trains as many parameters as the neurons have.
+        is_apart: Whether no token sees another document than its own; a document is `_DOCUMENT` tokens long.
         keys: Of the method.
     """
 
@@ -162,7 +165,13 @@ def _method(name: str, is_compiled: bool = False, is_matched: bool = False, **ke
         if is_compiled:
             compile_layers(model, attached)
         optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
-        return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, attached)
+        positions = (torch.arange(ids.shape[1], device=ids.device) % _DOCUMENT).expand_as(ids)
+
+        def seen() -> dict[str, Tensor]:  # as in every step: the mask is another for every batch
+            inputs = seen_within_documents(model, ids, positions if is_apart else None)
+            return {key: value for key, value in inputs.items() if key != "input_ids"}
+
+        return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, attached, seen)
 
     return build
 
@@ -204,11 +213,13 @@ def _clone(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
 
 
+_DOCUMENT = 200
 _OF_NEURONS = ("random", "random_per_layer", "gradient")
 _DENSE = ("ffn", "full", "last_layers", "hft", "ssu")
 _BUILDERS: dict[str, Callable[..., Subject]] = {
     "frozen": _frozen,
     "packed": _method("subnetwork"),
+    "documents": _method("subnetwork", is_apart=True),
     "packed_compiled": _method("subnetwork", is_compiled=True),
     "lora": _method("lora_matched"),
     "lora_compiled": _method("lora_matched", is_compiled=True),

@@ -127,6 +127,7 @@ class RunRecord(Callback):
             "base": module.base.identity.as_dict(),
             "tokenizer": data.corpus.tokenizer_digest,
             "text": {code: cache.manifest["key"] for code, cache in data.caches.items()},
+            "left_out": {code: cache.left_out for code, cache in data.caches.items() if cache.left_out},
             "flores": data.flores,
             "validation": data.validation_id(),
             "length": {"steps": trainer.length.steps, "tokens": trainer.length.tokens},

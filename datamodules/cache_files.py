@@ -86,6 +86,11 @@ class TokenCache:
         return bool(self.manifest.get("spells_special", False))
 
     @property
+    def left_out(self) -> dict[str, int]:
+        """How many documents of the source were left out, by reason."""
+        return dict((self.manifest["position"] or {}).get("dropped", {}))
+
+    @property
     def id(self) -> str:
         """Digest over what the tokens are; two caches with the same id hold the same tokens in the same order."""
         return digest(self.manifest["key"])

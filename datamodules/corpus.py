@@ -1,6 +1,6 @@
 """The corpus of a run: which text, whose tokenizer, and the cache that holds the tokens."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import Blocks, Chunking, TrainingChunking, cut_blocks, usable_tokens
+from datamodules.filters import TextFilters
+from datamodules.held_out import HeldOutText
 from datamodules.paper import PaperChunks
 from datamodules.provenance import trace_documents
 from datamodules.shares import Share
@@ -36,6 +38,8 @@ class Corpus:
         files: Own text instead of the data set's, by GlotCC code.
         new_vocabulary: Entries of a tokenizer to train on ``shares``, instead of loading one.
         shares: Languages of the training text.
+        filters: What is left out of the training text; profiling counts on all of it.
+        held_out: Returns what a language is measured on.
     """
 
     source: str
@@ -46,6 +50,8 @@ class Corpus:
     files: dict[str, str | list[str]] = field(default_factory=dict)
     new_vocabulary: int | None = None
     shares: list[Share] = field(default_factory=list)
+    filters: TextFilters = field(default_factory=lambda: TextFilters(flores="keep"))
+    held_out: Callable[[Language], HeldOutText] = lambda language: HeldOutText((), language.script)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -96,14 +102,19 @@ class Corpus:
         specials = 1 + (self.start_token is not None)
         usable = partial(usable_tokens, chunking, block_size, specials=specials)
         title = f"tokenising {language}"
-        filled = partial(fill, self.cache_dir / "tokens", self._source(language), self.tokenizer, budget, usable, title)
+        source = self._training_source(language) if chunking != "plain" else self._source(language)
+        filled = partial(fill, self.cache_dir / "tokens", source, self.tokenizer, budget, usable, title)
         cache = filled()
         # The paper's script takes special tokens spelled in a document for real ones.
         return filled(is_text=False) if chunking == "paper" and cache.spells_special else cache
 
-    def supply(self, language: Language, wanted: int) -> Supply:
+    def supply(self, language: Language, wanted: int, is_trained: bool = False) -> Supply:
         """Returns how much text of a language there is and how much is cached, without filling the cache."""
-        return measure_supply(self.cache_dir / "tokens", self._source(language), language, self.tokenizer, wanted)
+        try:
+            source = self._training_source(language) if is_trained else self._source(language)
+        except UserError:  # what it is measured on is out of reach, which fit will say
+            source = self._source(language)
+        return measure_supply(self.cache_dir / "tokens", source, language, self.tokenizer, wanted)
 
     def sizes(self, language: Language) -> tuple[int, int]:
         """Returns about how many bytes of text a language has, and how many are read over the network for them.
@@ -172,6 +183,12 @@ class Corpus:
             return PaperChunks(cache, block_size, budget, self.tokenizer)
         end = cast(int, self.tokenizer.eos_token_id)
         return cut_blocks(chunking, cache, block_size, budget, end, self.start_token)
+
+    def _training_source(self, language: Language) -> TextSource:
+        source = self._source(language)
+        if language not in [share.language for share in self.shares]:
+            return source
+        return self.filters.on(source, lambda: self.held_out(language))
 
     def _source(self, language: Language) -> TextSource:
         own = self.files.get(language.glotcc)

@@ -1,6 +1,8 @@
 """What a run is measured on: FLORES blocks of every validation language, and the paper's batches of the targets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.chunking import pad_batch
 from datamodules.flores import FloresBlock, Overlap, Split, is_at_hand, join_blocks, read_flores
+from datamodules.held_out import HeldOutText
 from datamodules.paper import paper_batches
 from lightning_app.errors import UserError
 from lightning_app.files import digest
@@ -28,6 +31,7 @@ class EvaluationText:
         flores: Where the sentences are.
         overlap: Whether dev keeps the sentences that devtest holds, too.
         cache_dir: Where a tarball is kept.
+        languages: All that are measured.
         blocks: By GlotCC code, once read.
         paper: The paper's batches by GlotCC code, once read.
     """
@@ -35,12 +39,20 @@ class EvaluationText:
     flores: str
     overlap: Overlap
     cache_dir: Path
+    languages: Sequence[Language] = ()
     blocks: dict[str, list[FloresBlock]] = field(default_factory=dict)
     paper: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
     def to_download(self, languages: list[Language]) -> list[Language]:
         """Returns the languages whose sentences are not on this machine yet."""
         return [language for language in languages if not is_at_hand(self.flores, language, self.cache_dir)]
+
+    def held_out(self, language: Language) -> HeldOutText:
+        """Returns all sentences of a language, dev and devtest; none of one that is not measured."""
+        is_measured = language in self.languages
+        splits: tuple[Split, ...] = ("dev", "devtest") if is_measured else ()
+        texts = (read_flores(self.flores, language, split, self.cache_dir, "keep") for split in splits)
+        return HeldOutText(chain.from_iterable(texts), language.script)
 
     def read_blocks(
         self, languages: list[Language], split: Split, tokenizer: PreTrainedTokenizerBase, block_size: int

@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.chunking import TrainingChunking, batch_documents, pad_batch
 from datamodules.corpus import Corpus
 from datamodules.evaluation import EvaluationLoader, EvaluationText
+from datamodules.filters import TextFilters
 from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
@@ -23,6 +23,9 @@ from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
 from lightning_app.languages import Language
+from lightning_app.run import is_first_process
+
+_FILTERS = TextFilters()
 
 Batch = dict[str, Tensor]
 
@@ -53,6 +56,7 @@ class GlotCCDataModule(LightningDataModule):
         chunking: ``documents`` (back to back with EOS between, no padding, and no token sees another document than its
             own), ``packed`` (the same, but a token sees all that stands before it in its block) or ``paper`` (documents
             cut into chunks, those under half a block dropped, token for token; padding is not counted in the loss).
+        filters: Which documents are left out of the training text.
         batch_size: Sequences per device and forward pass.
         validation_batch_size: FLORES blocks per device and forward pass.
         tokenizer: Name or folder; the base model's where not given.
@@ -83,6 +87,7 @@ class GlotCCDataModule(LightningDataModule):
         epochs: int = 1,
         block_size: int = 512,
         chunking: TrainingChunking = "packed",
+        filters: TextFilters = _FILTERS,
         batch_size: int = 2,
         validation_batch_size: int = 8,
         tokenizer: str | None = None,
@@ -105,13 +110,14 @@ class GlotCCDataModule(LightningDataModule):
         self.flores, self.has_paper_loss = flores, paper_loss
         self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
         own = own_text(files or {})
+        self.evaluation_text = EvaluationText(flores, flores_overlap, Path(cache_dir), self.validation_languages)
         self.corpus = Corpus(
-            source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares
-        )
+            source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares,
+            filters, self.evaluation_text.held_out,
+        )  # fmt: skip
         self._consumed = self._batches_done = self._steps_done = 0
         self._batches: ResumableBatches | None = None
         self._text = TrainingText(self.corpus, chunking, block_size)
-        self.evaluation_text = EvaluationText(flores, flores_overlap, Path(cache_dir))
 
     @property
     def shares(self) -> list[Share]:
@@ -196,8 +202,8 @@ class GlotCCDataModule(LightningDataModule):
             raise UserError("no language to train on: give --language (cy, say) or --config cy.yaml")
         self._text = TrainingText(self.corpus, self.chunking, self.block_size)
         self._text.read(beside_replay(self.targets, self.replay), self.replay, self.token_budget, self.epochs)
-        for note in self._text.notes:
-            _say(note)
+        for note in self._text.notes if is_first_process() else ():
+            print(note, flush=True)
 
     def _setup_evaluation(self, split: Split) -> None:
         if not self.validation_languages:
@@ -290,8 +296,3 @@ def _require_counts(counts: dict[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)

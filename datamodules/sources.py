@@ -4,7 +4,7 @@ A source yields batches of documents with a position that can be stored as JSON 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,12 +16,13 @@ from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from datamodules.text_files import (
-    READERS,
+    Row,
     content_digest,
     expand,
     open_parquet,
     parquet_text_bytes,
     plain_line_ends,
+    read_rows,
     require_readable,
 )
 from lightning_app.errors import UserError
@@ -41,6 +42,7 @@ _WAIT_S = 2.0
 Identity = dict[str, str]
 Position = JSON | None
 DocumentBatches = Iterator[tuple[list[str], Position]]
+RowBatches = Iterator[tuple[list[Row], Position]]
 
 
 class TextSource(Protocol):
@@ -56,6 +58,10 @@ class TextSource(Protocol):
 
     def batches(self, position: Position) -> DocumentBatches:
         """Yields lists of documents, each with the position after it, starting at ``position`` (None: the start)."""
+        ...
+
+    def rows(self, position: Position, columns: Sequence[str]) -> RowBatches:
+        """Yields the same with those ``columns`` that the data set has of each document."""
         ...
 
     def sizes(self) -> tuple[int, int]:
@@ -99,12 +105,16 @@ class HubSource:
 
     def batches(self, position: Position) -> DocumentBatches:
         """Yields documents; a connection that breaks is opened again at the last position, a few times in a row."""
+        for rows, after in self.rows(position, ()):
+            yield [str(row["content"]) for row in rows], after
+
+    def rows(self, position: Position, columns: Sequence[str]) -> RowBatches:
         failures = 0
         while True:
             try:
-                for documents, after in self._read(position):
+                for rows, after in self._read(position, columns):
                     failures, position = 0, after
-                    yield documents, position
+                    yield rows, position
                 return
             except UnreachableError as error:
                 failures += 1
@@ -113,15 +123,16 @@ class HubSource:
                 reason = f"stopped sending {self.repository}"
                 wait_and_say(hub_host(), reason, _WAIT_S**failures, failures + 1, _REOPENINGS + 1)
 
-    def _read(self, position: Position) -> DocumentBatches:
-        stream = self._stream()
+    def _read(self, position: Position, columns: Sequence[str]) -> RowBatches:
+        stream = self._stream(columns)
         if position is not None:
             stream.load_state_dict(position)
         batches = stream.iter(batch_size=_BATCH)
         try:
             with hub_errors(self.repository, "run the same command again: it goes on where it stopped"):
                 for batch in batches:
-                    yield [plain_line_ends(text) for text in batch["content"] if text], stream.state_dict()
+                    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+                    yield [_with_plain_text(row) for row in rows if row["content"]], stream.state_dict()
         except (pa.ArrowException, UnicodeError) as error:
             raise UserError(f"a file of {self.repository} is damaged: {' '.join(str(error).split())[:200]}") from error
         finally:
@@ -154,7 +165,7 @@ class HubSource:
             "check the code, or give your own text with --data.files"
         )
 
-    def _stream(self) -> "IterableDataset":
+    def _stream(self, columns: Sequence[str]) -> "IterableDataset":
         from datasets import load_dataset
         from datasets.exceptions import DataFilesNotFoundError
 
@@ -163,7 +174,8 @@ class HubSource:
                 stream = load_dataset(
                     self.repository, self.language.glotcc, split="train", streaming=True, revision=self.revision
                 )
-                return stream.select_columns(["content"])
+                known = stream.column_names or ()
+                return stream.select_columns(["content", *(name for name in columns if name in known)])
             except DataFilesNotFoundError as error:
                 raise self._lacks() from error
             except ValueError as error:
@@ -201,12 +213,16 @@ class FileSource:
         return {"data_set": f"files in {folder}", "configuration": self.configuration}
 
     def batches(self, position: Position) -> DocumentBatches:
+        for rows, after in self.rows(position, ()):
+            yield [str(row["content"]) for row in rows], after
+
+    def rows(self, position: Position, columns: Sequence[str]) -> RowBatches:
         position = position or {"file": 0, "offset": 0}
         for index in range(position["file"], len(self.files)):
             path = self.files[index]
             offset = position["offset"] if index == position["file"] else 0
-            for documents, after in READERS[path.suffix](path, offset, _BATCH):
-                yield documents, {"file": index, "offset": after}
+            for rows, after in read_rows(path, offset, _BATCH, columns):
+                yield rows, {"file": index, "offset": after}
 
     def sizes(self) -> tuple[int, int]:
         """Returns the bytes of text, those of .txt and .jsonl with their markup, and nothing to download."""
@@ -239,6 +255,10 @@ def open_source(source: str, language: Language, revision: str, files: list[str]
             "check the code, or give your own text with --data.files"
         )
     return FileSource(shards, language.glotcc)
+
+
+def _with_plain_text(row: Row) -> Row:
+    return {**row, "content": plain_line_ends(str(row["content"]))}
 
 
 def _shard_number(path: Path) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +24,9 @@ _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 Documents = Iterator[tuple[list[str], int]]
 """Batches of documents, each with the row or byte after it."""
+
+Row = dict[str, object]
+"""A document as ``content``, and what a data set says of it in other columns."""
 
 
 def plain_line_ends(text: str) -> str:
@@ -131,22 +134,37 @@ def _text_column(path: Path, schema: pa.Schema) -> str:
     return column
 
 
-def _read_parquet(path: Path, row: int, batch_size: int) -> Documents:
+def read_parquet_rows(path: Path, row: int, batch_size: int, columns: Sequence[str]) -> Iterator[tuple[list[Row], int]]:
+    """Yields rows that have text from number ``row`` on, with those ``columns`` that the file has."""
     file = open_parquet(path)
     column = _text_column(path, file.schema_arrow)
+    beside = [name for name in columns if name in file.schema_arrow.names]
     start = 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if start + rows > row:
             try:
-                texts = file.read_row_group(group, columns=[column]).column(0).to_pylist()
+                table = file.read_row_group(group, columns=[column, *beside])
+                texts, others = table[column].to_pylist(), {name: table[name].to_pylist() for name in beside}
             except _PARQUET_ERRORS as error:
                 where = f"rows {start + 1} to {start + rows}"
                 raise UserError(f"{path} is damaged in {where}: {_short(error)}; make or fetch it again") from error
             for first in range(max(0, row - start), rows, batch_size):
-                batch = texts[first : first + batch_size]
-                yield [plain_line_ends(text) for text in batch if text], start + first + len(batch)
+                numbers = range(first, min(first + batch_size, rows))
+                yield (
+                    [
+                        {"content": plain_line_ends(texts[n]), **{name: values[n] for name, values in others.items()}}
+                        for n in numbers
+                        if texts[n]
+                    ],
+                    start + numbers.stop,
+                )
         start += rows
+
+
+def _read_parquet(path: Path, row: int, batch_size: int) -> Documents:
+    for rows, after in read_parquet_rows(path, row, batch_size, ()):
+        yield [str(each["content"]) for each in rows], after
 
 
 def _read_text(path: Path, offset: int, batch_size: int) -> Documents:
@@ -238,3 +256,12 @@ def _short(error: BaseException) -> str:
 READERS: dict[str, Callable[[Path, int, int], Documents]] = {
     ".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_text,
 }  # fmt: skip
+
+
+def read_rows(path: Path, offset: int, batch_size: int, columns: Sequence[str]) -> Iterator[tuple[list[Row], int]]:
+    """Yields documents of a file of any kind from a row or byte on; only .parquet has ``columns`` beside the text."""
+    if path.suffix == ".parquet":
+        yield from read_parquet_rows(path, offset, batch_size, columns)
+        return
+    for documents, after in READERS[path.suffix](path, offset, batch_size):
+        yield [{"content": document} for document in documents], after

@@ -283,5 +283,11 @@ def _of_any_revision(root: Path, wanted: Identity) -> Iterator[TokenCache]:
     for path in sorted(root.glob(f"*/{MANIFEST}"), key=lambda p: p.stat().st_mtime, reverse=True):
         with contextlib.suppress(DamagedCacheError):
             manifest = read_manifest(path.parent, wanted)
-            if manifest is not None and (REAL.items() <= manifest["key"].items()) == (REAL.items() <= wanted.items()):
+            if manifest is not None and _is_alike(manifest["key"], wanted):
                 yield TokenCache(path.parent, manifest)
+
+
+def _is_alike(key: Identity, wanted: Identity) -> bool:
+    """Tells whether a cache leaves out the same documents, and takes spelled special tokens for the same."""
+    is_real = (REAL.items() <= key.items(), REAL.items() <= wanted.items())
+    return key.get("filters") == wanted.get("filters") and is_real[0] == is_real[1]

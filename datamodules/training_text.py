@@ -89,6 +89,10 @@ class TrainingText:
                 f"{language} gives no sequence of {self.block_size} tokens: {blocks.available} tokens of "
                 f"text, budget {budget}; raise --data.token_budget or lower --data.block_size"
             )
+        if gone := cache.left_out:
+            every = cache.documents + sum(gone.values())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in gone.items())
+            self.notes.append(f"{language}: {sum(gone.values())} of {every} documents are left out ({reasons})")
         self.caches[language.glotcc] = cache
         self.blocks.append(blocks)
         return blocks

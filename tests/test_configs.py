@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 
 import pytest
 import torch
@@ -76,6 +76,8 @@ def signatures():
 
 
 def plain(value):
+    if is_dataclass(value):
+        return {key: plain(each) for key, each in asdict(value).items()}
     return list(value) if isinstance(value, tuple) else value
 
 

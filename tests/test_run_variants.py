@@ -31,11 +31,13 @@ def test_a_compiled_run_ends_as_an_eager_one(workplace, monkeypatch, capsys):
     torch._dynamo.reset()
 
 
-def test_masked_and_packed_runs_end_alike(workplace):
-    keys = {"trainer__accumulate_grad_batches": 2, "data__token_budget": 6144}
-    assert main(workplace.adapt("packed", **keys)) == 0
-    assert main(workplace.adapt("masked", model__engine="masked", **keys)) == 0
-    one, other = (load(workplace.folder / name / "adapted/checkpoints/last.ckpt") for name in ("packed", "masked"))
+@pytest.mark.parametrize("chunking", ["packed", "documents"])
+def test_masked_and_packed_runs_end_alike(workplace, chunking):
+    keys = {"trainer__accumulate_grad_batches": 2, "data__token_budget": 6144, "data__chunking": chunking}
+    assert main(workplace.adapt(f"rows-{chunking}", **keys)) == 0
+    assert main(workplace.adapt(f"masked-{chunking}", model__engine="masked", **keys)) == 0
+    ends = (workplace.folder / f"{name}-{chunking}/adapted/checkpoints/last.ckpt" for name in ("rows", "masked"))
+    one, other = map(load, ends)
     assert_same_end(one, other, 1e-6)
 
 

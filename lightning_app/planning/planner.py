@@ -91,7 +91,10 @@ class Planner:
         text: list[Supply] = []
         counted: list[Supply] = []
         if corpus.new_vocabulary is None:
-            text = [corpus.supply(share.language, int(data.token_budget * share.share)) for share in data.shares]
+            text = [
+                corpus.supply(share.language, int(data.token_budget * share.share), is_trained=True)
+                for share in data.shares
+            ]
             counted = [corpus.supply(language, self.profiling.tokens_per_language) for language in uncounted]
         attached = module.method.attach(base.model, neurons)
         trained = attached.trained_parameters
