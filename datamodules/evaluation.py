@@ -49,10 +49,13 @@ class EvaluationText:
 
     def held_out(self, language: Language) -> HeldOutText:
         """Returns all sentences of a language, dev and devtest; none of one that is not measured."""
-        is_measured = language in self.languages
-        splits: tuple[Split, ...] = ("dev", "devtest") if is_measured else ()
-        texts = (read_flores(self.flores, language, split, self.cache_dir, "keep") for split in splits)
+        texts = self.sentences(language).values() if language in self.languages else ()
         return HeldOutText(chain.from_iterable(texts), language.script)
+
+    def sentences(self, language: Language) -> dict[Split, list[str]]:
+        """Returns all sentences of a language by split."""
+        splits: tuple[Split, ...] = ("dev", "devtest")
+        return {split: read_flores(self.flores, language, split, self.cache_dir, "keep") for split in splits}
 
     def read_blocks(
         self, languages: list[Language], split: Split, tokenizer: PreTrainedTokenizerBase, block_size: int

@@ -15,7 +15,7 @@ WORDS = 13
 
 _SHORTEST = 8  # words of a sentence that is looked for as a whole
 _CHARACTERS_A_WORD = 2
-_UNSPACED = frozenset({"Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"})
+UNSPACED_SCRIPTS = frozenset({"Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"})
 _TABLE_BITS = 18
 _REST = np.uint64(64 - _TABLE_BITS)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0 modulo 2 ** 64
@@ -51,7 +51,7 @@ class HeldOutText:
     """
 
     def __init__(self, sentences: Iterable[str], script: str) -> None:
-        self._is_spaced = script not in _UNSPACED
+        self._is_spaced = script not in UNSPACED_SCRIPTS
         self._word = 1 if self._is_spaced else _CHARACTERS_A_WORD
         self._words = [words for words in map(self.words, sentences) if len(words) >= _SHORTEST * self._word]
         self._known: dict[int, set[int]] = {}

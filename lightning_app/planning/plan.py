@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from datamodules.examination import Fertility
 from datamodules.supply import Supply
 from lightning_app.files import JSON
 from lightning_app.identity import ModelIdentity
@@ -110,6 +111,7 @@ class Plan:
         trained_parameters: Numbers that training may change.
         neurons: How many neurons are trained; None where what is trained is not said by neurons.
         neurons_from: How that is known.
+        fertility: How the tokenizer cuts the target, beside English; None where FLORES of both is not at hand.
         text: Of training; empty where the tokenizer is still to be trained.
         profiling_text: Of the languages that are still to be counted.
         memory: Of one process.
@@ -123,6 +125,7 @@ class Plan:
     trained_parameters: int
     neurons: int | None
     neurons_from: str
+    fertility: Fertility | None
     text: list[Supply]
     profiling_text: list[Supply]
     memory: MemoryPlan

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
+from datamodules.examination import Fertility, fertility_of
 from datamodules.glotcc import GlotCCDataModule
 from datamodules.order import RunLength
 from datamodules.supply import Supply
 from lightning_app.errors import UserError
-from lightning_app.languages import Language
+from lightning_app.languages import Language, find_language
 from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.limit import device_rate, forward_flop, frozen_step_flop, known_peak
 from lightning_app.model.loading import base_size
@@ -104,12 +105,25 @@ class Planner:
             trained_parameters=trained,
             neurons=len(neurons) if neurons is not None else None,
             neurons_from=source or attached.describe(),
+            fertility=self._fertility(),
             text=text,
             profiling_text=counted,
             memory=self._memory(neurons, is_profiled=bool(uncounted)),
             time=self._time(base, attached.lowest_layer, text, counted),
             disk=self._disk(trained, [*text, *counted]),
         )
+
+    def _fertility(self) -> Fertility | None:
+        """Returns how the tokenizer cuts the target; None where FLORES is not on this machine, or no tokenizer is."""
+        data, english = self.data, find_language("en")
+        language, text = data.target, data.evaluation_text
+        if language is None or data.corpus.new_vocabulary is not None or text.to_download([language, english]):
+            return None
+        try:
+            mine, other = (text.sentences(each)["devtest"] for each in (language, english))
+        except UserError:  # a folder without the one or the other
+            return None
+        return fertility_of(data.tokenizer, language, mine, other) if any(mine) and len(mine) == len(other) else None
 
     def plan_evaluation(self, names: Sequence[str], data_dir: Path | None) -> EvaluationPlan:
         """Returns what ``evaluate`` takes for the base, in suites and tasks.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from datamodules.examination import Fertility
 from datamodules.supply import Supply
 from lightning_app.languages import find_language
 from lightning_app.planning.plan import DiskPlan, EvaluationPlan, MemoryPlan, Plan, TaskPlan, TimePlan
@@ -61,6 +62,7 @@ def format_plan(plan: Plan) -> str:
         "",
         *_format_memory(plan.memory),
         "",
+        *_format_fertility(plan),
         *_format_supplies("text", plan.text),
         *_format_supplies("profiling", plan.profiling_text),
     ]
@@ -100,6 +102,25 @@ def _batch(size: tuple[int, int]) -> str:
 
 def _size(gib: float) -> str:
     return f"{gib:.2f} GiB" if gib >= 0.1 else f"{1024 * gib:.1f} MiB"
+
+
+def _format_fertility(plan: Plan) -> list[str]:
+    if plan.fertility is None or not plan.text:
+        return []
+    wanted = plan.text[0].wanted
+    text = f"{short(wanted)} tokens are about {short(round(wanted * plan.fertility.bytes_per_token))}B of text"
+    return [f"{'tokenizer':<12}{describe_fertility(plan.fertility)}", f"{'':<12}{text}"]
+
+
+def describe_fertility(found: Fertility) -> str:
+    """Returns how a tokenizer cuts a language, in a line."""
+    parts = [f"{found.tokens_per_word:.2f} tokens a word"] if found.tokens_per_word is not None else []
+    parts.append(f"{found.bytes_per_token:.1f} bytes a token")
+    if found.times_other is not None:
+        parts.append(f"{found.times_other:.2f} times the tokens of English for the same sentences")
+    if found.fallback:
+        parts.append(f"{100 * found.fallback:.1f} % of them parts of characters")
+    return ", ".join(parts)
 
 
 def _format_supplies(title: str, supplies: list[Supply]) -> list[str]:
