@@ -124,6 +124,7 @@ def test_plan_knows_the_neurons_and_the_text_of_a_run_that_was_made(workplace, c
     assert found["neurons_from"] == "selected from the atlas"
     assert found["text"][0]["cached"] >= found["text"][0]["wanted"] == 12288
     assert found["profiling_text"] == []
+    assert found["fertility"]["tokens_per_word"] > 1
     assert not (workplace.folder / "planned").exists()
 
 

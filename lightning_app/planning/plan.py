@@ -111,7 +111,7 @@ class Plan:
         trained_parameters: Numbers that training may change.
         neurons: How many neurons are trained; None where what is trained is not said by neurons.
         neurons_from: How that is known.
-        fertility: How the tokenizer cuts the target, beside English; None where FLORES of both is not at hand.
+        fertility: How the tokenizer cuts the target, None where FLORES is not on this machine.
         text: Of training; empty where the tokenizer is still to be trained.
         profiling_text: Of the languages that are still to be counted.
         memory: Of one process.

@@ -114,16 +114,20 @@ class Planner:
         )
 
     def _fertility(self) -> Fertility | None:
-        """Returns how the tokenizer cuts the target; None where FLORES is not on this machine, or no tokenizer is."""
-        data, english = self.data, find_language("en")
-        language, text = data.target, data.evaluation_text
-        if language is None or data.corpus.new_vocabulary is not None or text.to_download([language, english]):
+        """Returns how the tokenizer cuts the target, beside English where FLORES here has that; None without FLORES."""
+        data, language = self.data, self.data.target
+        if language is None or data.corpus.new_vocabulary is not None:
             return None
+        mine, other = self._sentences(language), self._sentences(find_language("en"))
+        return fertility_of(data.tokenizer, language, mine, other if len(mine) == len(other) else ()) if mine else None
+
+    def _sentences(self, language: Language) -> list[str]:
+        """Returns a language's sentences of FLORES devtest; none where they are not on this machine."""
+        text = self.data.evaluation_text
         try:
-            mine, other = (text.sentences(each)["devtest"] for each in (language, english))
-        except UserError:  # a folder without the one or the other
-            return None
-        return fertility_of(data.tokenizer, language, mine, other) if any(mine) and len(mine) == len(other) else None
+            return [] if text.to_download([language]) else text.sentences(language)["devtest"]
+        except UserError:
+            return []  # the folder lacks the language, which fit will say
 
     def plan_evaluation(self, names: Sequence[str], data_dir: Path | None) -> EvaluationPlan:
         """Returns what ``evaluate`` takes for the base, in suites and tasks.
