@@ -19,6 +19,7 @@ from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
 from callbacks.soundness import Soundness
 from callbacks.throughput import Throughput
+from callbacks.trackers import Trackers, read_trackers
 from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
 from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import Interrupted
@@ -41,9 +42,14 @@ FIT = Verb(
     "stopped.",
     (
         "language", "model.base", "model.method", "model.lr", "profiling.rate", "data.token_budget", "data.files",
-        "data.watch", "trainer.devices", "resume",
+        "data.watch", "trainer.devices", "resume", "track",
     ),
-    {"resume": (str, "auto", "auto goes on from the last checkpoint, never starts anew, or the path of a checkpoint.")},
+    {
+        "resume": (
+            str, "auto", "auto goes on from the last checkpoint, never starts anew, or the path of a checkpoint.",
+        ),
+        "track": (str | None, None, "Trackers beside TensorBoard: wandb, mlflow or trackio, or several, wandb,mlflow."),
+    },
 )  # fmt: skip
 
 
@@ -52,7 +58,7 @@ class _FitCLI(NeuroglotCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config
-        plain = resolved(self)
+        plain = self.plain = resolved(self)
         self.config_yaml = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         digest, name = configuration_digest(plain), settings.name or run_name(plain)
         root, deciding = Path(settings.run_dir), deciding_settings(plain)
@@ -67,7 +73,7 @@ class _FitCLI(NeuroglotCLI):
 def fit(arguments: list[str], shows_all: bool) -> None:
     """Trains, unless the run is complete already."""
     cli = _FitCLI(FIT, arguments, shows_all)
-    run, folder = cli.run, cli.run.folder
+    run, folder, tracked = cli.run, cli.run.folder, read_trackers(cli.config.track)
     require_checks(cli.model, cli.datamodule, cli.profiling)
     if run.is_complete:
         say(f"{folder} is complete (best checkpoint {folder.best_checkpoint()}); --resume never trains it anew")
@@ -78,9 +84,10 @@ def fit(arguments: list[str], shows_all: bool) -> None:
     # TensorBoard would show the steps after the checkpoint twice, those that are made again: all where there is none.
     again = load_checkpoint(run.checkpoint, is_mapped=True)["global_step"] + 1 if run.checkpoint else 0
     tensorboard = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=again)
-    loggers = [JSONLLogger(folder.metrics), tensorboard]
+    trackers = Trackers(tracked, folder, run.checkpoint is not None, cli.plain)
+    loggers = [JSONLLogger(folder.metrics), tensorboard, *trackers.loggers]
     is_logged = cli.config_init.trainer.logger is not False
-    trainer = cli.make_trainer(str(folder), _callbacks(cli), loggers if is_logged else [])
+    trainer = cli.make_trainer(str(folder), [*_callbacks(cli), trackers], loggers if is_logged else [])
     cli.model.checkpoint = run.checkpoint
     with occupied(folder) if is_first_process() else nullcontext():
         _train(trainer, cli, str(run.checkpoint) if run.checkpoint else None)
