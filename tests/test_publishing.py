@@ -96,7 +96,7 @@ def test_a_published_neuron_set_atlas_and_delta_are_read_by_their_name(workplace
 
 @fault("names of the hub: that cannot be, that are not there, a revision that is not")
 def test_names_that_the_hub_does_not_have(workplace, run, taking, tmp_path, capsys):  # noqa: F811
-    keys = workplace.adapt("bad")
+    keys = workplace.adapt("unnamed")
     for name, line in (
         ("hub:nobody", r"--model.subnetwork is hub:nobody; expected hub:OWNER/NAME"),
         ("hub:owner/no--thing", "expected hub:OWNER/NAME"),
@@ -105,7 +105,7 @@ def test_names_that_the_hub_does_not_have(workplace, run, taking, tmp_path, caps
         ("hub:owner/base@nowhere", "owner/base has no such revision"),
     ):
         refused(capsys, [*keys, f"--model.subnetwork={name}"], line)
-    assert not (workplace.folder / "bad").exists()
+    assert not (workplace.folder / "unnamed").exists()
 
 
 @fault("a hub that does not take what is published: names, tokens, refusals, folders as bases")

@@ -46,10 +46,15 @@ def fitting(model: PreTrainedModel, tokens: int, is_generated: bool, free_bytes:
 
 
 def _packed_weights(model: PreTrainedModel) -> int:
-    """Returns the bytes of the copies that a CPU makes of the largest matrix to multiply by it in under 32 bits."""
+    """Returns the bytes of the copies that oneDNN makes of the largest matrix to multiply by it in bf16 on a CPU."""
     config = model.config.get_text_config()
-    is_copied = model.device.type == "cpu" and model.dtype.itemsize < 4
+    is_copied = model.device.type == "cpu" and model.dtype == torch.bfloat16 and _has_bf16_products()
     return 2 * 4 * config.vocab_size * config.hidden_size if is_copied else 0
+
+
+def _has_bf16_products() -> bool:
+    """Tells whether this CPU multiplies in bf16 itself; elsewhere torch does it without a copy."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
 
 
 def free_bytes(device: torch.device) -> int:
