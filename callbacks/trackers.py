@@ -58,6 +58,7 @@ class Trackers(Callback):
         self._file, self._settings = folder.path / "trackers.json", settings
         known = self._known() if goes_on else {}
         self._ids = {name: known.get(name) or uuid.uuid4().hex[:8] for name in names}
+        self._new = [name for name in self._ids if name not in known]
         self.loggers = [self._logger(name, folder, name in known) for name in self._ids]
 
     def _known(self) -> dict[Tracker, str]:
@@ -86,7 +87,8 @@ class Trackers(Callback):
         if not trainer.is_global_zero:
             return
         for name, logger in zip(self._ids, self.loggers, strict=True):
-            logger.log_hyperparams(self._settings)
+            if name in self._new or name != "mlflow":  # which refuses other settings than a run began with
+                logger.log_hyperparams(self._settings)
             if isinstance(logger, MLFlowLogger):
                 self._ids[name] = str(logger.run_id)
         write_json(self._file, {str(name): own for name, own in self._ids.items()})

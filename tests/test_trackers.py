@@ -31,7 +31,7 @@ def test_mlflow_has_the_same_losses_and_a_run_that_goes_on_is_the_same_one(workp
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     arguments = [*workplace.adapt("mlflow", **KEYS), "--track=mlflow"]
-    assert main([*arguments, "--trainer.max_steps=6"]) in (0, 3)
+    assert main([*arguments, "--trainer.max_steps=6"]) == 0
     assert main(arguments) == 0
     (run,) = mlflow.MlflowClient().search_runs([e.experiment_id for e in mlflow.MlflowClient().search_experiments()])
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
