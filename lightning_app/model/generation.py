@@ -119,7 +119,7 @@ def _answer_batch(
     padding = [longest - len(ids) for ids in rows]
     ids_BT = torch.tensor([[ids[0]] * pad + ids for ids, pad in zip(rows, padding, strict=True)])
     mask_BT = torch.tensor([[0] * pad + [1] * len(ids) for ids, pad in zip(rows, padding, strict=True)])
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     config = GenerationConfig(
         max_new_tokens=decoding.within(_context(model))[1], do_sample=False, num_beams=1,
         repetition_penalty=decoding.repetition_penalty, eos_token_id=ends, pad_token_id=ends[0], use_cache=True,
@@ -133,7 +133,7 @@ def _answer_batch(
     return [str(text) for text in tokenizer.batch_decode(out_BT[:, longest:], skip_special_tokens=True)]
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the tokenizer's EOS first, then those that the base names for generation."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     named = named if isinstance(named, list) else [named]
