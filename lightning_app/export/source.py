@@ -108,11 +108,22 @@ class Source:
             return [code for code in (self.adaptation.language or "").split(",") if code]
         return self.stack.languages
 
+    def require_base(self, loaded: ModelIdentity) -> None:
+        """Raises `UserError` where a loaded base is another than one of the checkpoints was trained on.
+
+        Deltas know the vectors that they replace, and may go onto a base that has others.
+        """
+        for path in self.paths:
+            if path.suffix != ".safetensors":
+                _base_of(path).require_same(loaded, "checkpoint", path)
+
     def adapted(self) -> PreTrainedModel:
         """Returns the adapted model, in the dtype of the base's files, by another way than an export is written."""
         if self.adaptation is not None:
             return load_adapted(self.paths[0], self.base, self.revision, scale=self.scale).model
-        model = load_base(self.base, self.revision, None).model
+        base = load_base(self.base, self.revision, None)
+        self.require_base(base.identity)
+        model = base.model
         named = dict(model.named_parameters())
         old = {matrix.weight: named[matrix.weight].clone() for matrix in self.delta.matrices}
         with torch.no_grad():

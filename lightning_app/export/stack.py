@@ -108,6 +108,8 @@ class Stack:
         self.require_policy()
         first, *others = self.deltas
         if not others:
+            for matrix in first.matrices:
+                first.replaced(matrix, files)
             return first
         neurons = first.neurons.union(*(each.neurons for each in others))
         vectors, matrices = {}, []
