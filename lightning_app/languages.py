@@ -15,6 +15,7 @@ from pathlib import Path
 from lightning_app.errors import UserError, did_you_mean
 
 _MULTIBLIMP = {"als": "sqi", "lvs": "lav", "pes": "fas", "uzn": "uzb"}
+_RIGHT_TO_LEFT = frozenset(["Adlm", "Arab", "Hebr", "Mand", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa"])
 _GLOTCC_CODE = re.compile(r"^([a-z]{3})[-_]([A-Z][a-z]{3})$")
 
 
@@ -51,6 +52,16 @@ class Language:
     def script(self) -> str:
         """ISO 15924 code of the script."""
         return self.glotcc[-4:]
+
+    @property
+    def tag(self) -> str:
+        """BCP 47 tag, as in HTML's ``lang``: ``cy-Latn``."""
+        return f"{self.short.split('-')[0]}-{self.script}"
+
+    @property
+    def is_right_to_left(self) -> bool:
+        """Whether its script is written from right to left."""
+        return self.script in _RIGHT_TO_LEFT
 
     @property
     def multiblimp(self) -> str:

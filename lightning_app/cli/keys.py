@@ -49,7 +49,7 @@ class Keys:
     @property
     def takes_source(self) -> bool:
         """Whether a word at the beginning is what the verb works on, as if ``--source`` stood before it."""
-        return "source" in self.kinds
+        return "source" in self.kinds and self.words is None
 
     def kind(self, key: str) -> str | None:
         """Returns the kind of a key, ``open`` for what stands inside an open one, or None where there is no such key.
@@ -76,7 +76,7 @@ class Keys:
         others: list[str] = []
         may_be_value = False
         for argument in arguments:
-            is_key = argument.startswith("-")
+            is_key = argument.startswith("-") and argument != "-"  # which is a value: stdin
             argument = self._with_underscores(argument) if is_key else argument
             if self.words is None or is_key or may_be_value:
                 others.append(argument)

@@ -68,7 +68,7 @@ class Parser(LightningArgumentParser):
         for key in self.verb.keys if self.verb else ():
             about, default = (actions[key].help or "").replace("``", ""), defaults.get(key)
             default = ", ".join(default) if isinstance(default, (list, tuple)) else default
-            shown[key] = about + (f" [{default}]" if default not in (None, False) else "")
+            shown[key] = about + (f" [{default}]" if default not in (None, False, "") else "")
         return shown
 
     def format_help(self, *args: object) -> str:

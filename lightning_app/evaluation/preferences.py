@@ -144,8 +144,9 @@ def _share_where(is_below: Callable[[float], bool]) -> float:
 def _at_most(count: int, trials: int, share: float) -> float:
     """Returns the binomial probability of at most ``count`` successes, for a share between 0 and 1."""
     yes, no = math.log(share), math.log1p(-share)
+    whole = math.lgamma(trials + 1)
     return math.fsum(
-        math.exp(math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * yes + (trials - k) * no)
+        math.exp(whole - math.lgamma(k + 1) - math.lgamma(trials - k + 1) + k * yes + (trials - k) * no)
         for k in range(count + 1)
     )
 

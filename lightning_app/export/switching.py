@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_app.adapted import Adaptation, load_adapted
-from lightning_app.errors import UserError
 from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.identity import ModelIdentity

@@ -11,25 +11,29 @@ from lightning_app.files import disk_full, is_disk_full, is_running, sync
 from lightning_app.progress import short
 
 
-def require_new(out: Path) -> None:
-    """Raises `UserError` where something is at ``out``."""
+def require_new(out: Path, key: str = "--out") -> None:
+    """Raises `UserError` where something is at ``out``, which ``key`` names, or nothing can be written there."""
     if os.path.lexists(out):
-        raise UserError(f"{out} exists; choose another --out, or remove it")
+        raise UserError(f"{out} exists; choose another {key}, or remove it")
+    there = next(place for place in out.absolute().parents if os.path.lexists(place))
+    reason = "no permission" if there.is_dir() else f"{there} is no folder"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written: {reason}; choose another {key}")
 
 
 @contextlib.contextmanager
-def new_whole(out: Path, predicted_bytes: int = 0) -> Iterator[Path]:
+def new_whole(out: Path, predicted_bytes: int = 0, key: str = "--out") -> Iterator[Path]:
     """Yields a path beside ``out`` to write a file or folder at, which becomes ``out`` if the block succeeds.
 
     Raises:
         UserError: ``out`` exists, cannot be written, or the disk is too small; nothing is left then.
     """
-    require_new(out)
+    require_new(out, key)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _sweep_leftovers(out)
-        _require_room(out, predicted_bytes)
+        _require_room(out, predicted_bytes, key)
         yield temporary
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
@@ -39,7 +43,7 @@ def new_whole(out: Path, predicted_bytes: int = 0) -> Iterator[Path]:
         if is_disk_full(error):
             raise disk_full(out) from error
         if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
-            raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+            raise UserError(f"{out} cannot be written: {error.strerror}; choose another {key}") from error
         raise
     finally:
         _remove(temporary)
@@ -53,12 +57,12 @@ def _sweep_leftovers(out: Path) -> None:
             _remove(leftover)
 
 
-def _require_room(out: Path, predicted_bytes: int) -> None:
+def _require_room(out: Path, predicted_bytes: int, key: str) -> None:
     free = shutil.disk_usage(out.parent).free
     if predicted_bytes > free:
         raise UserError(
             f"{out} takes {short(predicted_bytes)}B and {short(free)}B are free there; free some space, or choose "
-            "another --out"
+            f"another {key}"
         )
 
 
