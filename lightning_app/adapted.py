@@ -121,6 +121,7 @@ def load_adapted(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     scale: float = 1.0,
+    is_merged: bool = False,
 ) -> AdaptedModel:
     """Loads an adapted model, or a base as it is.
 
@@ -130,6 +131,7 @@ def load_adapted(
         revision: Branch, tag or commit of the base; the one it had in training where not given.
         dtype: Of the weights; as in training, or as the base's files have it, where not given.
         scale: Shrinks or stretches what training changed; 0 is the base.
+        is_merged: Whether an adapter is written into the base's weights, so that transformers alone saves the model.
 
     Raises:
         UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
@@ -149,7 +151,7 @@ def load_adapted(
     rebuilt = _rebuild(adaptation, base, revision, dtype)
     if adaptation.architecture is None:
         adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
-    adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"], scale)
+    adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"], scale, is_merged)
     is_the_bases = adaptation.tokenizer == adaptation.base.name
     tokenizer = rebuilt.identity.name if is_the_bases else adaptation.tokenizer
     return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)

@@ -9,6 +9,7 @@ from lightning_app.errors import UserError
 from lightning_app.export.applied import Applied
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.stack import Policy, Stack
+from lightning_app.export.whole import require_new
 from lightning_app.files import size_on_disk
 from lightning_app.hub import fetch_published, is_published
 from lightning_app.languages import find_language
@@ -42,6 +43,7 @@ def apply(arguments: list[str], shows_all: bool) -> None:
     settings = ParsedCLI(APPLY, arguments, shows_all).config
     if not settings.out:
         raise UserError("nothing says where to write; give --out FOLDER")
+    require_new(out := Path(settings.out))
     weights = read_weights(settings.weights)
     if settings.remove:
         if not settings.base:
@@ -56,7 +58,6 @@ def apply(arguments: list[str], shows_all: bool) -> None:
         revision = settings.model.revision if settings.base else own.revision or None
         there = Applied.find(settings.base or own.name, revision)
         stack = there.with_deltas(deltas, settings.policy, weights)
-    out = Path(settings.out)
     if overlaps := stack.overlaps():
         say(format_overlaps(overlaps))
     say(f"{out} takes about {short(there.files.bytes + there.record_bytes(stack))}B")

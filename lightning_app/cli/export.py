@@ -16,6 +16,7 @@ from lightning_app.export.pushing import push, require_may_push
 from lightning_app.export.source import Source
 from lightning_app.export.stack import Policy
 from lightning_app.export.verification import PROMPTS
+from lightning_app.export.whole import require_new
 from lightning_app.files import size_on_disk
 from lightning_app.hub import fetch_published, is_published
 from lightning_app.languages import Language, find_language, find_languages
@@ -61,22 +62,24 @@ def export(arguments: list[str], shows_all: bool) -> None:
     base, revision = (settings.model.base, settings.model.revision) if is_given else (None, None)
     weights = read_weights(settings.weights)
     source = Source.find(paths, base, revision, settings.scale, settings.masters, settings.policy, weights)
-    if settings.push_to:
-        require_may_push(settings.push_to, source, settings.to)
     folder = RunFolder.of(paths[0]).path if paths[0].suffix == ".ckpt" else paths[0].parent
     out = Path(settings.out) if settings.out else folder / f"export-{settings.to}{_ENDINGS.get(settings.to, '')}"
+    is_there = settings.push_to is not None and out.exists()  # of a start whose upload failed
+    if not is_there:
+        require_new(out)
+    if settings.push_to is not None:
+        require_may_push(settings.push_to, source, settings.to)
     if len(paths) > 1:
         say(format_overlaps(source.stack.overlaps()))
     languages = [each for each, _ in find_languages(settings.language)] if settings.language else _languages(source)
     prompts = _prompts(settings.data.prompts, languages, settings.data.flores, Path(settings.data.cache_dir))
     options = Options(settings.target, Path(settings.converter) if settings.converter else None)
-    is_there = bool(settings.push_to) and out.exists()  # of a start whose upload failed
     if is_there:
         found = verify(source, settings.to, out, prompts)
     else:
         found = write(source, settings.to, out, prompts, options, say)
     say(f"{settings.to}: {out}, {short(size_on_disk(out))}B; {found}")
-    if settings.push_to:
+    if settings.push_to is not None:
         address = push(settings.push_to, source, settings.to, out, settings.private)
         say(f"published: {address}")
 

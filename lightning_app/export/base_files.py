@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,15 @@ class BaseFiles:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{shard} is not readable: {one_line(error)}; download the base again") from error
         return where
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype of most tensors, as safetensors calls it: ``BF16``."""
+        found: Counter[str] = Counter()
+        for shard in self.shards:
+            with safe_open(shard, framework="pt") as file:
+                found.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118 - no mapping
+        return found.most_common(1)[0][0]
 
     def key(self, weight: str) -> str:
         """Returns the name that a weight of the model has in the files.

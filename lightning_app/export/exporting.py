@@ -97,7 +97,7 @@ def _write_hf(source: Source, out: Path, options: Options) -> None:
     if source.has_neurons:
         source.files.copy(out, source.delta.patches(source.files))
         return
-    source.adapted().save_pretrained(out)
+    source.adapted(is_merged=True).save_pretrained(out)
     source.files.copy_beside(out)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.export.base_files import BaseFiles
 
 CONVERTER = "convert_hf_to_gguf.py"
+_OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # its own choice, auto, rounds fp32 to fp16
 
 
 def find_converter(given: Path | None, out: Path) -> Path:
@@ -48,13 +50,23 @@ def write_gguf(write_hf: Callable[[Path], None], out: Path, converter: Path | No
     folder = out.with_name(f"{out.name.removesuffix(out.suffix)}.hf.partial{out.suffix}")
     try:
         write_hf(folder)
-        command = [sys.executable, str(script), str(folder), "--outfile", str(out), "--outtype", "auto"]
+        command = [sys.executable, str(script), str(folder), "--outfile", str(out), "--outtype", _outtype(folder)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode or not out.is_file():
             said = (ran.stderr.strip() or ran.stdout.strip() or "nothing").split("\n")[-1][:300]
             raise UserError(f"{script.name} ended with {ran.returncode} and said: {said}; nothing was kept")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _outtype(folder: Path) -> str:
+    """Returns what the converter calls the dtype of full weights; raises `UserError` where it has none."""
+    dtype = BaseFiles(folder).dtype
+    if dtype not in _OUTTYPES:
+        raise UserError(
+            f"the base has weights of {dtype}; a gguf file is made of F32, F16 or BF16, so export another form"
+        )
+    return _OUTTYPES[dtype]
 
 
 def read_gguf(path: Path) -> PreTrainedModel:

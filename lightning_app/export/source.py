@@ -117,10 +117,13 @@ class Source:
             if path.suffix != ".safetensors":
                 _base_of(path).require_same(loaded, "checkpoint", path)
 
-    def adapted(self) -> PreTrainedModel:
-        """Returns the adapted model, in the dtype of the base's files, by another way than an export is written."""
+    def adapted(self, is_merged: bool = False) -> PreTrainedModel:
+        """Returns the adapted model, in the dtype of the base's files, by another way than an export is written.
+
+        An adapter stands beside the base's weights where it is not ``is_merged``.
+        """
         if self.adaptation is not None:
-            return load_adapted(self.paths[0], self.base, self.revision, scale=self.scale).model
+            return load_adapted(self.paths[0], self.base, self.revision, scale=self.scale, is_merged=is_merged).model
         base = load_base(self.base, self.revision, None)
         self.require_base(base.identity)
         model = base.model

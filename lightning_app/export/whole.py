@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +17,10 @@ def require_new(out: Path, key: str = "--out") -> None:
     if os.path.lexists(out):
         raise UserError(f"{out} exists; choose another {key}, or remove it")
     there = next(place for place in out.absolute().parents if os.path.lexists(place))
-    reason = "no permission" if there.is_dir() else f"{there} is no folder"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{out} cannot be written: {reason}; choose another {key}")
+    try:  # permissions do not tell: of root, or where a file system is for reading only
+        Path(tempfile.mkdtemp(prefix=".neuroglot-", dir=there)).rmdir()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror} ({there}); choose another {key}") from error
 
 
 @contextlib.contextmanager

@@ -103,11 +103,14 @@ class AdapterMethod(Method):
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
         return AdapterTraining(base, self.config(base, neurons), self)
 
-    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0) -> None:
-        """Attaches the adapter to a base; at another scale than 1 the change is merged into the base's weights."""
+    def restore(
+        self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0,
+        is_merged: bool = False,
+    ) -> None:  # fmt: skip
+        """Attaches the adapter to a base; at another scale than 1 it is always merged into the base's weights."""
         attached = self.attach(base, neurons)
         attached.load_weights(weights)
-        if scale != 1.0:
+        if scale != 1.0 or is_merged:
             attached.write_scaled(scale)
         base.requires_grad_(False)
 

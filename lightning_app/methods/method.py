@@ -256,7 +256,10 @@ class Method(ABC):
             UserError: The base has nothing of the kind that the method trains.
         """
 
-    def restore(self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0) -> None:
+    def restore(
+        self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0,
+        is_merged: bool = False,
+    ) -> None:  # fmt: skip
         """Writes a checkpoint's weights into a base, which stays a plain transformers model.
 
         Args:
@@ -264,6 +267,7 @@ class Method(ABC):
             neurons: Those that were trained.
             weights: As `Attached.weights` gave them.
             scale: Shrinks or stretches what training changed; 0 is the base and 1 the trained model.
+            is_merged: Whether what stands beside the base's weights is written into them.
         """
         if neurons is not None:
             Delta(neurons, weights).write(base, scale)
