@@ -8,7 +8,7 @@ from lightning_app.export import neuroglot_delta
 from lightning_app.export.card import Published, is_hub_name, make_card
 from lightning_app.export.source import Source
 from lightning_app.files import JSON
-from lightning_app.hub import publish, published_card, require_may_publish
+from lightning_app.hub import publish, published_card, require_may_publish, require_repository
 from lightning_app.run import RunFolder
 
 _NEEDS_BASE = ("delta", "lora")
@@ -16,6 +16,7 @@ _NEEDS_BASE = ("delta", "lora")
 
 def require_may_push(repository: str, source: Source, form: str) -> None:
     """Raises `UserError` where the hub would refuse, or who loads it could not have the base."""
+    require_repository(repository, f"--push_to is {repository or 'empty'}", "OWNER/NAME")
     if form in _NEEDS_BASE and _hub_base(source) is None:
         raise UserError(
             f"the base is a folder, {source.base}, which those who load a {form} do not have; publish it, and give its "

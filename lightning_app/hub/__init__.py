@@ -8,6 +8,7 @@ from lightning_app.hub.publishing import (
     publish,
     published_card,
     require_may_publish,
+    require_repository,
 )
 from lightning_app.hub.refusals import UnreachableError, has_given_up, hub_errors, unloadable
 from lightning_app.hub.web_file import download, require_there
@@ -27,6 +28,7 @@ __all__ = [
     "publish",
     "published_card",
     "require_may_publish",
+    "require_repository",
     "require_there",
     "unloadable",
     "wait_and_say",
