@@ -91,8 +91,8 @@ class SideBySide:
                 pieces.append(piece)
             print(flush=True)
             said[is_adapted] = "".join(pieces)
-        print(flush=True)
         self.answers.append(Answers(prompt, said[False], said[True]))
+        print(flush=True)
 
     def _keep(self, out: Path | None) -> None:
         if out is not None and self.answers:
