@@ -1,4 +1,4 @@
-"""The sheet of paired answers for native speakers: blind, self-contained, escaped, and counted exactly when it is back."""
+"""The sheet of paired answers for native speakers: blind, self-contained, and counted exactly when it is back."""
 
 import csv
 import html.parser
@@ -19,12 +19,8 @@ from tests.faults import fault, refused
 
 ANSWERS = [Answers(f"prompt {number}", f"base {number}", f"adapted {number}") for number in range(20)]
 NASTY = [
-    "</script><script>alert(1)</script>",
-    '"><img src=http://x/y onerror=alert(1)>',
-    "=1+1",
-    'a,b;\t"c"\n\nd',
-    "&amp;",
-]
+    "</script><script>alert(1)</script>", '"><img src=http://x/y onerror=alert(1)>', "=1+1", 'a,b;\t"c"\n\nd', "&amp;",
+]  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -81,14 +77,14 @@ def test_the_page_shows_every_text_as_it_is_and_asks_no_network():
     assert len(page.all("script")) == 1
     assert not page.all("img")
     assert not any({"src", "href", "action", "onerror"} & own.keys() for _, own in page.elements)
-    assert not re.search(r"@import|url\(|fetch\(|https?://", text.replace(html.escape(NASTY[1]), ""))
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"].startswith("default-src 'none';")
     for each in pairs:
         assert [own["value"] for own in page.all("input", type="radio", name=each.name)] == ["A", "tie", "B"]
-    assert "width=device-width" in text
-    assert "light dark" in text
-    assert "adapted" not in text.replace(" adapted", "")  # only where a text of the test says so
+    plain = sheet_html(blind_pairs([Answers("x", "y", "z")], 0), None)
+    assert not re.search(r"@import|url\(|fetch\(|https?://|adapted", plain)
+    assert "width=device-width" in plain
+    assert "light dark" in plain
 
 
 @pytest.mark.parametrize(
@@ -151,8 +147,8 @@ def test_agreement_is_that_of_krippendorffs_own_examples():
         return Agreement.of([{str(n): w for n, w in enumerate(said) if w != "."} for said in judges])
 
     assert of("0100000010", "1110010000").alpha == pytest.approx(0.095, abs=5e-4)
-    assert of("aabbdcccedda", "babbbcccedda"[:11] + "d").alpha == pytest.approx(0.692, abs=5e-4)
-    many = of("1233214121..", "12332241251.", ".333232 2516 ".replace(" ", "")[:0] + ".33322412513", "12332441251.")
+    assert of("aabbdcccedda", "babbbccceddd").alpha == pytest.approx(0.692, abs=5e-4)
+    many = of("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
     assert many.alpha == pytest.approx(0.743, abs=5e-4)
     assert of("aaa", "aaa").share == 1.0
     assert math.isnan(of("aaa", "aaa").alpha)
@@ -196,8 +192,8 @@ def test_judges_are_counted_each_and_together(sheet, capsys):
     one, other = sheet("one.csv", "++++++++====--      "), sheet("two.csv", "+++++++=====---++   ")
     assert main(["generate", f"--tally={one},{other}"]) == 0
     lines = capsys.readouterr().out.split("\n")
-    assert re.fullmatch(r".*one.csv +8 +4 +2 +6 +80.0 % +44.4 to 97.5 % +0.1094", lines[1])
-    assert re.fullmatch(r".*two.csv +9 +5 +3 +3 +75.0 % +42.8 to 94.5 % +0.146", lines[2])
+    assert re.fullmatch(r"one +8 +4 +2 +6 +80.0 % +44.4 to 97.5 % +0.1094", lines[1])
+    assert re.fullmatch(r"two +9 +5 +3 +3 +75.0 % +42.8 to 94.5 % +0.146", lines[2])
     assert re.fullmatch(r"most of 2 +10 +4 +3 +3 .*", lines[3])
     assert any(line.startswith("Two judges of a pair agree in 92.9 % of 14 pairs, Krippendorff's") for line in lines)
     assert any(line.startswith("To 3 more prompts both models gave the same answer") for line in lines)
@@ -216,11 +212,8 @@ def test_rows_that_cannot_be_counted_are_a_line_each(sheet, tmp_path, capsys):
     assert main(["generate", f"--tally={bad}"]) == 2
     lines = capsys.readouterr().err.strip().split("\n")
     assert [line.split(": ", 1)[0].rsplit(" ", 1)[1] for line in lines[:-1]] == ["3", "5", "7", "8"]
-    for line, said in zip(
-        lines,
-        ("better is 'C'; expected A, B or tie", "better is 'x'", "is judged twice", "there is no pair"),
-        strict=False,
-    ):
+    expected = ("better is 'C'; expected A, B or tie", "better is 'x'", "is judged twice", "there is no pair")
+    for line, said in zip(lines, expected, strict=False):
         assert said in line
     assert lines[-1].endswith("4 rows cannot be counted; mend what is said above, and run the same command again")
     good = sheet("good.csv", "+")
@@ -260,7 +253,7 @@ def test_a_sheet_of_a_run_comes_back_counted(workplace, tmp_path, capsys):
         out.writerows(rows)
     capsys.readouterr()
     assert main(["generate", f"--tally={folder / 'judged.csv'}"]) == 0
-    assert re.search(rf"judged.csv +{len(rows)} +0 +0 +0 +100.0 %", capsys.readouterr().out)
+    assert re.search(rf"judged +{len(rows)} +0 +0 +0 +100.0 %", capsys.readouterr().out)
     same = [f"--prompts={prompts}", "--scale=0", "--max_new_tokens=3", f"--sheet={tmp_path / 'none'}"]
     refused(capsys, ["generate", str(run), *same], "answer every prompt the same, so there is nothing to judge")
     assert not (tmp_path / "none").exists()

@@ -28,8 +28,9 @@ def tally(settings: Namespace, given: set[str]) -> None:
         raise UserError("--tally names no sheet; expected judged sheets, comma between: --tally A.csv,B.csv")
     key = Key.load(Path(settings.key) if settings.key else paths[0].parent / "key.json")
     judges, problems = {}, []
+    are_names = len({path.stem for path in paths}) == len(paths)
     for path in dict.fromkeys(paths):
-        judges[str(path)], found = read_judged(path, key)
+        judges[path.stem if are_names else str(path)], found = read_judged(path, key)
         problems += found
     for problem in problems:
         print(problem, file=sys.stderr, flush=True)
