@@ -16,6 +16,12 @@ from transformers import AutoModelForCausalLM
 from lightning_app.adapted import load_adapted
 from lightning_app.cli import main
 from lightning_app.export.neuroglot_delta import Delta
+from lightning_app.neurons.neuron_set import NeuronSet
+from lightning_app.neurons.selection import random_neurons
+from tests.deltas import delta_of, saved
+from tests.faults import fault, refused
+from tests.test_answers import letters
+from tests.test_generate import checkpoint_of
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -111,3 +117,53 @@ def test_a_kill_in_an_export_leaves_nothing_or_the_whole(run, tmp_path):
         process.wait()
         assert not out.exists() or list(out.glob("*.safetensors"))
         assert subprocess.run(command, cwd=ROOT, check=False).returncode in (0, 2 if out.exists() else 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_an_adapters_full_weights_are_a_plain_model(tmp_path, capsys, method, scale):
+    path = checkpoint_of(tmp_path, method)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("To be\nor not to be\n" * 9)
+    keys = ("--to=hf", f"--out={tmp_path / 'out'}", f"--scale={scale}", f"--data.prompts={prompts}")
+    code, said = export(path, capsys, *keys)
+    assert code == 0, said.err
+    model, base = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "base"))
+    assert model.state_dict().keys() == base.state_dict().keys()
+    torch.testing.assert_close(logits(model), logits(load_adapted(path, scale=scale).model), atol=1e-4, rtol=0)
+    assert not torch.equal(logits(model), logits(base))
+
+
+@fault("exports onto another base: a delta, a checkpoint, several of them")
+@pytest.mark.parametrize("form", ["hf", "lora", "delta"])
+def test_every_form_refuses_another_base(tmp_path, capsys, form):
+    for number, code in enumerate(("cym-Latn", "mlt-Latn")):
+        neurons = NeuronSet.from_pairs(random_neurons(20, 3, 48, seed=0).pairs[number::2])
+        delta_of(saved(tmp_path / f"base{number}"), neurons, seed=number, language=code)[0].save(
+            tmp_path / f"{number}.safetensors"
+        )
+    checkpoint = checkpoint_of(tmp_path, "subnetwork")
+    saved(tmp_path / "other", seed=5)
+    letters(begins=True).save_pretrained(tmp_path / "other")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("To be\nor not to be\n")
+    deltas = [str(tmp_path / f"{number}.safetensors") for number in range(2)]
+    keys = [f"--to={form}", f"--out={tmp_path / 'out'}", f"--data.prompts={prompts}", "--policy=ordered"]
+    keys.append(f"--model.base={tmp_path / 'other'}")
+    for source in (deltas[0], str(checkpoint), f"[{','.join(deltas)}]", f"[{checkpoint},{deltas[1]}]"):
+        refused(capsys, ["export", f"--source={source}", *keys], "is not that of|another model")
+        assert not (tmp_path / "out").exists()
+
+
+@fault("a target that cannot be written, an empty name of a repository")
+def test_what_could_not_be_kept_is_refused_before_the_work(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for keys, line in (
+        ((f"--out={tmp_path / 'file/out'}",), "cannot be written: Not a directory .*; choose another --out"),
+        (("--out=/proc/nothing/out",), "cannot be written: .*; choose another --out"),
+        ((f"--out={tmp_path / 'out'}", "--push-to="), "--push_to is empty; expected OWNER/NAME"),
+    ):
+        refused(capsys, ["export", f"--source={run}", *keys], line)
+    delta = str(run / "delta.safetensors")
+    refused(capsys, ["apply", delta, "--out=/proc/nothing/out"], "cannot be written: .*; choose another --out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
