@@ -34,6 +34,7 @@ VERBS = {
     "plan": "plan",
     "compare": "compare",
     "evaluate": "evaluate",
+    "analyze": "analyze",
     "export": "export",
     "apply": "apply",
     "subnetwork": "subnetwork",
