@@ -1,21 +1,27 @@
 """What the words of a command name, read: sets of neurons, counts, a model, finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from datamodules.flores import read_flores, read_parallel
+from datamodules.sources import open_source
 from lightning_app.analysis.subject import Subject
 from lightning_app.comparison.results import RunResult, read_result
 from lightning_app.errors import UserError
 from lightning_app.files import file_kind
 from lightning_app.languages import Language, find_language
 from lightning_app.neurons.atlas import ATLAS_KIND, Atlas, sum_atlases
+from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import select_subnetworks
 from lightning_app.neurons.sizes import Sizes
 from lightning_app.neurons.subnetworks import RELEASED, Subnetworks, read_subnetworks
 from lightning_app.run import RunFolder
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,50 @@ class Place:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Where sentences and documents come from.
+
+    Attributes:
+        flores: As ``--data.flores``.
+        cache_dir: Where FLORES's tarball is kept.
+        source: As ``--data.source``.
+        revision: Of the source.
+        files: Own text by GlotCC code, as ``--data.files``.
+        sentences: Of FLORES devtest, at most; dev is what training is measured on.
+        tokens: Of a language's documents, at most.
+        against: Languages beside those that were adapted to; None for the paper's nine, or the pool.
+    """
+
+    flores: str
+    cache_dir: Path
+    source: str
+    revision: str
+    files: Mapping[str, str | list[str]]
+    sentences: int
+    tokens: int
+    against: tuple[Language, ...] | None = None
+
+    def parallel(self, languages: Sequence[Language]) -> list[tuple[str, ...]]:
+        """Returns sentences of languages side by side; raises `UserError` where FLORES lacks one."""
+        return read_parallel(self.flores, languages, "devtest", self.cache_dir)[: self.sentences]
+
+    def own(self, language: Language) -> list[str]:
+        """Returns sentences of a language."""
+        return read_flores(self.flores, language, "devtest", self.cache_dir)[: self.sentences]
+
+    def documents(self, language: Language) -> Iterator[str]:
+        """Yields documents of a language, as training reads them."""
+        own = self.files.get(language.glotcc)
+        source = open_source(self.source, language, self.revision, [own] if isinstance(own, str) else own)
+        batches = source.batches(None)
+        try:
+            for documents, _ in batches:
+                yield from documents
+        finally:
+            getattr(batches, "close", lambda: None)()  # a stream that is left open can abort the process at its end
+
+
 @dataclass
 class Material:
     """What analyses are made of; what was not named, and cannot be found beside it, is None or empty.
@@ -46,9 +96,11 @@ class Material:
         runs: Finished runs, where several are named.
         sizes: How many neurons each language gets of the atlas.
         folder: Where results belong.
+        texts: For analyses that read text.
     """
 
     folder: Path
+    texts: Texts
     subnetworks: Subnetworks | None = None
     atlas: Atlas | None = None
     subject: Subject | None = None
@@ -60,8 +112,64 @@ class Material:
         """The languages of the sets."""
         return [find_language(code) for code in self.subnetworks.pool] if self.subnetworks is not None else []
 
+    def with_other_scripts(self) -> list[Language]:
+        """Returns the languages that are not written in Latin letters: of those adapted to, else of the pool."""
+        named = self.subject.languages if self.subject is not None else []
+        return [each for each in named or self.pool if each.script != "Latn"]
 
-def read_material(words: Sequence[str], languages: str | None, sizes: Sizes, place: Place) -> Material:
+    def require_sets(self) -> Subnetworks:
+        """Returns the sets; raises `UserError` where there are none, as all of these do."""
+        return _there(self.subnetworks, "there are no sets of neurons")
+
+    def require_several(self) -> Subnetworks:
+        """Returns the sets of more than one language."""
+        return _there(self.require_sets() if len(self.pool) > 1 else None, "there are no sets of several languages")
+
+    def require_atlas(self) -> Atlas:
+        """Returns the counts."""
+        return _there(self.atlas, "there is no atlas; name it beside")
+
+    def require_curves(self) -> Atlas:
+        """Returns counts that were stopped when they were stable."""
+        atlas = self.require_atlas()
+        why = "its languages were not counted with --profiling.stop_when_stable"
+        return _there(atlas if atlas.stability else None, why)
+
+    def require_model(self) -> Subject:
+        """Returns a model, adapted or not."""
+        return _there(self.subject, "there is no model; give its --model.base")
+
+    def require_change(self) -> Subject:
+        """Returns an adapted model."""
+        subject = self.subject
+        return _there(subject if subject is not None and subject.has_change else None, "there is no adapted model")
+
+    def require_target(self) -> Subject:
+        """Returns an adapted model that says its language."""
+        subject = self.require_change()
+        return _there(subject if subject.languages else None, "the adapted model does not say its language")
+
+    def require_trained(self) -> NeuronSet:
+        """Returns the neurons that were trained."""
+        return _there(self.require_change().neurons, "more than neurons was trained")
+
+    def require_other_script(self) -> Subject:
+        """Returns the model of languages of which one at least is not written in Latin letters."""
+        subject = self.require_model()
+        return _there(subject if self.with_other_scripts() else None, "its languages are all in Latin letters")
+
+    def require_runs(self) -> Sequence[RunResult]:
+        """Returns several finished runs."""
+        return _there(self.runs or None, "it takes several finished runs")
+
+
+def _there(value: Value | None, why: str) -> Value:
+    if value is None:
+        raise UserError(why)
+    return value
+
+
+def read_material(words: Sequence[str], languages: str | None, sizes: Sizes, place: Place, texts: Texts) -> Material:
     """Returns what is named: runs, checkpoints, deltas, atlases, subnetwork files or released masks.
 
     Args:
@@ -69,6 +177,7 @@ def read_material(words: Sequence[str], languages: str | None, sizes: Sizes, pla
         languages: Those of released masks, in their order; of an atlas the pool to select for.
         sizes: How many neurons each language gets of an atlas.
         place: Where the rest is.
+        texts: For analyses that read text.
 
     Raises:
         UserError: Nothing is there, it is damaged, or what is named does not go together.
@@ -85,8 +194,8 @@ def read_material(words: Sequence[str], languages: str | None, sizes: Sizes, pla
     if len(folders) > 1:
         if len(folders) < len(paths):
             raise UserError("several runs are compared by themselves; leave the files out, or name one run")
-        return Material(_together(folders), runs=_finished(folders))
-    material = Material(folders[0] / "analysis" if folders else _beside(paths[0]), sizes=sizes)
+        return Material(_together(folders), texts, runs=_finished(folders))
+    material = Material(folders[0] / "analysis" if folders else _beside(paths[0]), texts, sizes=sizes)
     for path in paths:
         _add(material, path, languages, place)
     atlases = [path for path in paths if path.suffix == ".safetensors" and file_kind(path) == ATLAS_KIND]
@@ -135,8 +244,7 @@ def _atlas_of(subnetworks: Subnetworks, atlases: Path) -> Atlas | None:
 
 
 def _select(material: Material, languages: str | None) -> Subnetworks:
-    atlas = material.atlas
-    assert atlas is not None
+    atlas = material.require_atlas()
     codes = languages.split(",") if languages else list(atlas.counts)
     return select_subnetworks(atlas, [find_language(code) for code in codes], material.sizes)
 

@@ -1,10 +1,12 @@
 """A base and what became of it, opened one at a time."""
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from lightning_app.adapted import Adaptation, AdaptedModel, load_adapted
+from lightning_app.analysis.weight_change import Vectors, read_vectors
 from lightning_app.errors import UserError
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.source import Source
@@ -67,6 +69,11 @@ class Subject:
         if not self.has_change:
             raise UserError(f"{self.path or self._base} is a base; there is no adapted model of it here")
         return self._opened(is_adapted=True)
+
+    @cached_property
+    def before(self) -> Vectors:
+        """Vectors of the trained neurons in the base; of all neurons where those are not known."""
+        return read_vectors(self.base().model, self.neurons)
 
     def _opened(self, is_adapted: bool) -> AdaptedModel:
         if self._open is None or self._open[0] != is_adapted:

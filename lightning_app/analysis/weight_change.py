@@ -20,7 +20,7 @@ from lightning_app.neurons.selection import all_neurons
 Vectors = Mapping[tuple[int, Projection], Tensor]
 """Vectors of neurons by layer and projection, (S, D): rows of gate and up, columns of down."""
 
-_BINS = 40
+_FEWEST_BINS, _MOST_BINS = 8, 40
 
 
 def read_vectors(model: PreTrainedModel, neurons: NeuronSet | None) -> Vectors:
@@ -128,6 +128,7 @@ def _edges(norms: Tensor) -> Tensor:
     if not len(moved):
         return torch.tensor([0.0, 1.0], dtype=torch.float64)
     low, high = float(moved.min()), float(moved.max())
-    edges = torch.logspace(0, 1, _BINS + 1, base=max(high / low, 1 + 1e-9), dtype=torch.float64) * low
+    bins = min(_MOST_BINS, max(_FEWEST_BINS, round(len(moved) ** 0.5)))
+    edges = torch.logspace(0, 1, bins + 1, base=max(high / low, 1 + 1e-9), dtype=torch.float64) * low
     edges[0], edges[-1] = low, high  # rounding must leave none outside
     return edges

@@ -61,9 +61,13 @@ def _draw_change(found: WeightChange) -> "Figure":
         below.stairs(counts, own[0].histogram.edges, color=_COLOUR_OF[projection], linewidth=1.8, label=label)
     above.set_ylim(bottom=0)
     above.set_xlabel("layer")
-    above.xaxis.get_major_locator().set_params(integer=True)
+    above.locator_params(axis="x", integer=True)
     above.set_ylabel("mean change\nof a neuron (L2)")
     below.set_xscale("log")
+    edges = found.changes[0].histogram.edges
+    ticks = [edges[0] * (edges[-1] / edges[0]) ** (place / 4) for place in range(5)] if edges[0] else []
+    below.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    below.set_xticks([], minor=True)
     below.set_xlabel("change of a neuron's vector (L2)")
     below.set_ylabel("neurons")
     handles, labels = above.get_legend_handles_labels()

@@ -34,8 +34,8 @@ def _show_scores(found: ScoreDistribution) -> Shown:
         "scores",
         f"LAPE's scores in {found.model}, and where they are cut",
         "Above, how often gates open: a language may have a neuron only right of the dashed line. Below, how evenly "
-        "the languages open a neuron: those left of the dashed line are taken, and of the grey ones, which no language "
-        "opens often enough, none.",
+        "the languages open a neuron (0: one of them alone): those left of the dashed line are taken, and of the grey "
+        "ones, which no language opens often enough, none.",
         "\n".join(lines),
         found,
         lambda: _draw_scores(found),
@@ -49,18 +49,20 @@ def _draw_scores(found: ScoreDistribution) -> "Figure":
     above, below = figure.subplots(2)
     _steps(above, found.probabilities, COLOURS[0], "")
     _mark(above, found.tau, f"threshold {found.tau:.3f}")
-    above.set_xlabel("activation probability, each neuron in each language")
+    above.set_xlabel("activation probability")
+    above.set_ylabel("neurons, in each\nlanguage")
     active = [a + b for a, b in zip(found.entropies.counts, found.silent_entropies.counts, strict=True)]
-    _steps(below, Histogram(found.entropies.edges, tuple(active)), _GREY, "opened often by no language")
-    _steps(below, found.entropies, COLOURS[0], "opened often by some")
+    _steps(below, Histogram(found.entropies.edges, tuple(active)), _GREY, "no language opens them often")
+    _steps(below, found.entropies, COLOURS[0], "some does")
     if found.cut is not None:
         _mark(below, found.cut, f"cut {found.cut:.3f}")
-    below.set_xlabel("entropy over languages, nats (0: one language alone)")
-    below.legend(loc="upper left", frameon=False, fontsize=11)
+    below.set_xlabel("entropy over languages, nats")
+    below.set_ylabel("neurons")
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     for axes in (above, below):
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
-        axes.set_ylabel("number")
+        axes.yaxis.set_major_formatter(lambda value, _: short(value))
     return figure
 
 
