@@ -35,6 +35,7 @@ VERBS = {
     "compare": "compare",
     "evaluate": "evaluate",
     "generate": "generate",
+    "analyze": "analyze",
     "export": "export",
     "apply": "apply",
     "subnetwork": "subnetwork",

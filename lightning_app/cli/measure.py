@@ -110,17 +110,17 @@ def _add_newest_run(arguments: list[str]) -> list[str]:
     return ["--config", str(folder.config), "--ckpt_path", str(checkpoint), *arguments]
 
 
-def of_run(arguments: list[str]) -> list[str]:
-    """Returns the arguments behind the configuration of the run that ``--source`` is of, or of the newest one.
+def of_run(arguments: list[str], key: str = "--source") -> list[str]:
+    """Returns the arguments behind the configuration of the run that ``key`` names, or of the newest one.
 
     One process on one device does what these verbs do, however many trained the run.
     """
     if not {"--help", "-h"}.isdisjoint(arguments):
         return arguments
-    source = (_value("--source", arguments) or "").strip("[]").split(",")[0].strip("'\" ")  # the first of several
+    source = (_value(key, arguments) or "").strip("[]").split(",")[0].strip("'\" ")  # the first of several
     path = Path(source) if source else RunFolder.newest(Path(_value("--run_dir", arguments) or "runs")).path
     if not source:
-        arguments = ["--source", str(path), *arguments]
+        arguments = [key, str(path), *arguments]
     folder = RunFolder(path if path.is_dir() else path.parent)
     if path.suffix == ".ckpt":
         folder = RunFolder.of(path)

@@ -127,16 +127,19 @@ class Subnetworks:
         return cls(file.model, pool, neurons, rate, quantile, file.share("tau"), file.text("atlas"), sizes)
 
 
+def shared_neurons(sets: Sequence[NeuronSet]) -> Tensor:
+    """Returns how many neurons every two of K sets have in common, float64 (K, K); on the diagonal their sizes."""
+    union = NeuronSet({}).union(*sets)
+    held_KU = torch.stack([union.is_in(each) for each in sets]).double() if sets else torch.zeros(0, 0).double()
+    return held_KU @ held_KU.T
+
+
 def overlaps(sets: Mapping[str, NeuronSet]) -> dict[str, dict[str, float]]:
     """Returns the Jaccard index of every two sets, by their names; 0 where both are empty."""
-    if not sets:
-        return {}
-    union = NeuronSet({}).union(*sets.values())
-    held_SU = torch.stack([union.is_in(each) for each in sets.values()]).double()
-    shared_SS = held_SU @ held_SU.T
-    sizes_S = held_SU.sum(1)
-    jaccard_SS = shared_SS / (sizes_S[:, None] + sizes_S - shared_SS).clamp(min=1)
-    return {a: {b: float(jaccard_SS[i, k]) for k, b in enumerate(sets) if k != i} for i, a in enumerate(sets)}
+    shared_KK = shared_neurons(list(sets.values()))
+    sizes_K = shared_KK.diagonal()
+    jaccard_KK = shared_KK / (sizes_K[:, None] + sizes_K - shared_KK).clamp(min=1)
+    return {a: {b: float(jaccard_KK[i, k]) for k, b in enumerate(sets) if k != i} for i, a in enumerate(sets)}
 
 
 def read_released_masks(path: Path, languages: list[Language]) -> Subnetworks:

@@ -3,7 +3,10 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
+from lightning_app.languages import Language
 
 _WIDTH = 118
 _LONGEST = 60
@@ -39,13 +42,17 @@ def wrapped(sentence: str) -> str:
 
 
 def as_json(described: object) -> str:
-    """Returns plain data as JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(described), indent=2, ensure_ascii=False) + "\n"
+    """Returns plain data and dataclasses of it as JSON; languages by short code; what is not finite becomes null."""
+    return json.dumps(_plain(described), indent=2, ensure_ascii=False) + "\n"
 
 
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+def _plain(value: object) -> object:
+    if isinstance(value, Language):
+        return value.short
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,22 +1,21 @@
 """Two figures of a comparison: gain against what other languages lose, and validation curves.
 
-Made for a column of 8 cm: twice that wide, with text twice as large. Colours are Okabe and Ito's, and markers, fillings
-and dashes keep the methods apart without them.
+Markers, fillings and dashes keep the methods apart without their colours.
 """
 
 import math
 import textwrap
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_app.comparison.front import Front, Scaled, build_fronts
 from lightning_app.comparison.ranking import Group, best_groups, group_results
 from lightning_app.comparison.results import RunResult
-from lightning_app.files import JSON, replacing
+from lightning_app.files import JSON
 from lightning_app.progress import short
+from lightning_app.reports.drawing import COLOURS, WIDTH_IN, drawing, new_figure, save
 from lightning_app.reports.findings import languages, rate
 
 if TYPE_CHECKING:  # matplotlib takes half a second, and only who draws waits for it
@@ -26,15 +25,10 @@ if TYPE_CHECKING:  # matplotlib takes half a second, and only who draws waits fo
     from matplotlib.lines import Line2D
     from matplotlib.typing import LineStyleType
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: "tuple[LineStyleType, ...]" = ("-", "-.", ":", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
 _SCALE_DASHES: "LineStyleType" = (0, (4, 2))
-_WIDTH_IN, _AXES_IN, _LEGEND_LINE_IN, _LINE_CHARACTERS = 6.3, 4.4, 0.25, 58
-_SETTINGS: dict[Any, Any] = {
-    "font.size": 13, "legend.fontsize": 12, "axes.spines.top": False, "axes.spines.right": False,
-    "svg.fonttype": "none", "svg.hashsalt": "neuroglot", "text.parse_math": False,
-}  # fmt: skip
+_AXES_IN, _LEGEND_LINE_IN, _LINE_CHARACTERS = 4.4, 0.25, 58
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def _styles(groups: Sequence[Group]) -> dict[str, _Style]:
     styles = {}
     for i, label in enumerate(sorted({group.label for group in groups})):
         turn, place = divmod(i, len(_MARKERS))
-        colour = _COLOURS[(place + 3 * turn) % len(_COLOURS)]
+        colour = COLOURS[(place + 3 * turn) % len(COLOURS)]
         styles[label] = _Style(colour, _MARKERS[place], _DASHES[(place + turn) % len(_DASHES)], turn % 2 == 0)
     return styles
 
@@ -73,8 +67,8 @@ def draw_front(results: Sequence[RunResult], folder: Path, scaled: Scaled | None
     groups = group_results(results)
     fronts = {front.label: front for front in build_fronts(groups, scaled)}
     styles, order = _styles(groups), [group.label for group in best_groups(groups)]
-    with _settings():
-        figure, axes = _figure()
+    with drawing():
+        figure, axes = new_figure(WIDTH_IN, _AXES_IN)
         axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
         axes.axvline(0, color="#888888", linewidth=0.8, zorder=0)
         (base,) = axes.plot(0, 0, "*", color="black", markersize=13, linestyle="none", zorder=5)
@@ -86,7 +80,7 @@ def draw_front(results: Sequence[RunResult], folder: Path, scaled: Scaled | None
         axes.set_xlabel(f"gain in {languages(list(results[0].targets))}, nats per token (right is better)")
         axes.set_ylabel(f"rise of loss, {_watched(results[0].watched)},\nnats per token (lower is better)")
         _legend(figure, [base, *handles], ["base", *order], _front_notes(groups, fronts.values(), outside))
-        return _save(figure, folder / "front")
+        return save(figure, folder / "front")
 
 
 def _draw_method(axes: "Axes", front: Front, style: _Style) -> "Line2D":
@@ -140,8 +134,8 @@ def draw_curves(results: Sequence[RunResult], folder: Path) -> list[Path]:
     groups = group_results(results)
     best, styles = best_groups(groups), _styles(groups)
     base = results[0].target_loss_before
-    with _settings():
-        figure, axes = _figure()
+    with drawing():
+        figure, axes = new_figure(WIDTH_IN, _AXES_IN)
         axes.axhline(base, color="#888888", linewidth=0.8, zorder=0)
         axes.annotate("base", (1, base), xycoords=("axes fraction", "data"), xytext=(0, 3),
                       textcoords="offset points", ha="right", va="bottom")  # fmt: skip
@@ -162,7 +156,7 @@ def draw_curves(results: Sequence[RunResult], folder: Path) -> list[Path]:
         notes = ["each at its best rate"]
         notes += ["bands: lowest to highest seed"] if any(len(group.runs) > 1 for group in best) else []
         _legend(figure, handles, [group.label for group in best], notes)
-        return _save(figure, folder / "curves")
+        return save(figure, folder / "curves")
 
 
 def _band(group: Group) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -175,20 +169,6 @@ def _band(group: Group) -> tuple[list[float], list[float], list[float], list[flo
     return tokens, [min(v) for v in losses], [sum(v) / len(v) for v in losses], [max(v) for v in losses]
 
 
-def _settings() -> AbstractContextManager[None]:
-    import matplotlib
-
-    return matplotlib.rc_context(_SETTINGS)
-
-
-def _figure() -> "tuple[Figure, Axes]":
-    """Returns a figure that no window system and no global state knows of, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH_IN, _AXES_IN), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str], notes: Sequence[str]) -> None:
     """Puts the legend and what it must say below the axes, where they cover nothing, and makes room for them."""
     longest = max(map(len, labels))
@@ -196,17 +176,6 @@ def _legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str]
     named = [textwrap.fill(label, _LINE_CHARACTERS) for label in labels]
     note = [line for note in notes for line in textwrap.wrap(note, _LINE_CHARACTERS)]
     lines = math.ceil(sum(label.count("\n") + 1 for label in named) / columns) + len(note)
-    figure.set_size_inches(_WIDTH_IN, _AXES_IN + _LEGEND_LINE_IN * lines)
+    figure.set_size_inches(WIDTH_IN, _AXES_IN + _LEGEND_LINE_IN * lines)
     figure.legend(handles, named, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2,
                   title="\n".join(note), title_fontsize=11, alignment="left")  # fmt: skip
-
-
-def _save(figure: "Figure", stem: Path) -> list[Path]:
-    """Writes PNG and SVG; the same runs give the same bytes."""
-    paths = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        path = stem.with_suffix(f".{kind}")
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
-        paths.append(path)
-    return paths
