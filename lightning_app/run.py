@@ -43,6 +43,9 @@ class RunFolder:
         self.delta = path / "delta.safetensors"  # what training changed, as its users load it
         self.evaluation = path / "evaluation.json"  # what the adapted model can do, beside its base
         self.scores = path / "evaluation"  # item by item, a file a task
+        self.samples = path / "samples.jsonl"  # how base and adapted model continue sentences
+        self.analysis = path / "analysis"  # what analyze has made
+        self.report = path / "report.html"  # the run on a page
         self.log = path / "log.txt"  # what a run that a comparison started has said
         self.given_config = path / "configuration.yaml"  # what a comparison gave it to run
         self.predictions = path / "predictions.jsonl"  # what predict continued
@@ -103,6 +106,17 @@ class RunFolder:
             UserError: It is damaged.
         """
         return _read_json(self.record_file) if self.record_file.is_file() else {}
+
+    def read_metrics(self) -> list[JSON]:
+        """Returns the rows of metrics.jsonl; a line that a killed run left unfinished is skipped."""
+        rows = []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n") if self.metrics.is_file() else []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
+        return rows
 
     def read_scaled(self) -> JSON:
         """Returns what scaled.json says; raises `UserError` where it is damaged."""

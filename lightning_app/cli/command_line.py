@@ -36,6 +36,7 @@ VERBS = {
     "evaluate": "evaluate",
     "generate": "generate",
     "analyze": "analyze",
+    "report": "report",
     "export": "export",
     "apply": "apply",
     "subnetwork": "subnetwork",

@@ -14,6 +14,7 @@ from callbacks.console import Console
 from callbacks.divergence import StopDiverged
 from callbacks.interruption import Interruption
 from callbacks.profiling import LAPEProfiling
+from callbacks.report import Report
 from callbacks.result import SaveResult
 from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
@@ -48,6 +49,8 @@ FIT = Verb(
         "resume": (
             str, "auto", "auto goes on from the last checkpoint, never starts anew, or the path of a checkpoint.",
         ),
+        "samples": (int, 3, "Sentences of FLORES that the model continues before and after training, for the report."),
+        "report": (bool, True, "Write report.html once the run is done."),
         "track": (str | None, None, "Trackers beside TensorBoard: wandb, mlflow or trackio, or several, wandb,mlflow."),
     },
 )  # fmt: skip
@@ -114,6 +117,7 @@ def _callbacks(cli: _FitCLI) -> list[Callback]:
         best,
         last,
         Interruption(last),
+        Report(folder, cli.config.samples, cli.config.report),
     ]
 
 

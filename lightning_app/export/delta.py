@@ -20,7 +20,7 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.run import RunFolder
 
 _KIND = "delta"
-_LICENCES = {"cis-lmu/GlotCC-V1": "Common Crawl's terms of use for the text, CC0-1.0 for the collection"}
+LICENCES = {"cis-lmu/GlotCC-V1": "Common Crawl's terms of use for the text, CC0-1.0 for the collection"}
 _OF_RECORD = ("method", "settings", "lr", "seed", "targets")
 
 
@@ -202,7 +202,7 @@ def about_run(checkpoint: Path, loaded: JSON, adaptation: Adaptation) -> JSON:
     record, states = RunFolder.of(checkpoint).record(), loaded.get("callbacks", {})
     about = {key: record[key] for key in _OF_RECORD if key in record}
     texts = [{"language": code, **text} for code, text in record.get("text", {}).items()]
-    used = [{**text, "licence": _LICENCES.get(text.get("data_set", ""), "the user's own")} for text in texts]
+    used = [{**text, "licence": LICENCES.get(text.get("data_set", ""), "the user's own")} for text in texts]
     before, best = states.get("Retention", {}).get("before", {}), states.get("BestCheckpoint", {}).get("kept", {})
     figures = {"step": best.get("step"), "before": before, "after": best.get("losses", {})}
     return {**about, "language": (adaptation.language or "").split(","), "text": used, "figures": figures}

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import attrgetter
 from pathlib import Path
+
+from markupsafe import Markup
 
 from lightning_app.comparison.front import Scaled, build_fronts, common_gain
 from lightning_app.comparison.ranking import (
@@ -27,8 +29,11 @@ from lightning_app.progress import duration, short
 from lightning_app.reports.findings import findings, languages, number, rate
 from lightning_app.reports.layout import as_json, blocks, shortened, wrapped
 from lightning_app.reports.metrics import digits, shown_factor
+from lightning_app.reports.page import render
 from lightning_app.reports.plots import draw_curves, draw_front
+from lightning_app.reports.run_plots import inlined
 
+_TEMPLATE = Path(__file__).with_name("comparison_page.html")
 _COSTS = ("seconds", "tokens_per_second", "peak_gib")
 
 
@@ -241,7 +246,7 @@ def format_terminal(described: JSON) -> str:
 
 
 def write_comparison(folder: Path, results: Sequence[RunResult], scaled: Scaled | None = None) -> list[Path]:
-    """Writes comparison.md, .csv and .json, front and curves as .png and .svg, and returns their paths.
+    """Writes comparison.md, .html, .csv and .json, front and curves as .png and .svg, and returns their paths.
 
     There is no front where nothing is watched.
 
@@ -253,4 +258,25 @@ def write_comparison(folder: Path, results: Sequence[RunResult], scaled: Scaled 
     paths = [folder / f"comparison.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
-    return [*paths, *draw_front(results, folder, scaled), *draw_curves(results, folder)]
+    drawn = [*draw_front(results, folder, scaled), *draw_curves(results, folder)]
+    page = folder / "comparison.html"
+    write_text(page, _page(described, {path.stem: path for path in drawn if path.suffix == ".svg"}))
+    return [*paths, page, *drawn]
+
+
+def _page(described: JSON, drawn: Mapping[str, Path]) -> str:
+    rows = [(row["is_best_rate"], _cells(row, described["watched"], described["tasks"])) for row in described["rows"]]
+    headings = {"front": "Gain against what other languages lose", "curves": "Losses by step"}
+    return render(
+        _TEMPLATE,
+        title=f"{languages(list(described['targets']))} on {described['base']['name']}",
+        findings=described["findings"],
+        tables={
+            "Every method at its best rate": [row for is_best, row in rows if is_best],
+            "Other rates": [row for is_best, row in rows if not is_best],
+        },
+        pictures={
+            headings.get(name, name): Markup(inlined(path.read_text(encoding="utf-8"), name))
+            for name, path in drawn.items()
+        },
+    )
