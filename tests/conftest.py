@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 
 from datamodules.invented import write_hub  # noqa: E402
+from lightning_app.cli.fit import FIT  # noqa: E402
 from lightning_app.model.base import read_architecture  # noqa: E402
 from tests.examined import doctor  # noqa: E402, F401 - a fixture
 from tests.fake_hub import server  # noqa: E402, F401 - a fixture
@@ -38,6 +39,8 @@ SHARED = Path(os.environ.get("NEUROGLOT_SHARED", ROOT.parent / "shared"))
 LANGUAGES = ["qaa-Latn", "qab-Latn", "qac-Latn", "qad-Cyrl", "qae-Cyrl", "qaf-Grek", "qag-Geor", "qah-Deva"]
 
 torch.set_num_threads(1)
+# Runs in this process make a report only where a test asks for one: drawing takes longer than most of them train.
+FIT.options.update(samples=(int, 0, ""), report=(bool, False, ""))
 
 ARCHITECTURES = {
     "llama": {"model_type": "llama"},

@@ -12,8 +12,8 @@ from lightning_app.run import RunFolder
 REPORT = Verb(
     "report",
     "Tell of runs, each on a page that opens from the disk, report.html in its folder: what was done, what it gained "
-    "and cost, what it writes. Of the newest run where none is named. It shows what evaluate and analyze have found, so "
-    "make it again after them.",
+    "and cost, what it writes. Of the newest run where none is named. It shows what evaluate and analyze have found, "
+    "so make it again after them.",
     ("runs", "run_dir"),
     {"runs": (list[str], [], "Run folders.")},
     has_defaults=False,

@@ -95,8 +95,10 @@ class RunReport:
     @cached_property
     def changes(self) -> list[Change]:
         """Losses at the best checkpoint, or of the newest validation where the run is not complete; worst first."""
-        best = self.record.get("result", {}).get("best", {})
-        before, after = self._losses(first=True), best.get("losses") or self._losses(first=False)
+        result = self.record.get("result", {})
+        best = result.get("best", {})
+        before = result.get("before") or self._losses(first=True)
+        after = best.get("losses") or self._losses(first=False)
         errors = best.get("errors", {})
         found = [
             Change(
