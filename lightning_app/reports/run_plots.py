@@ -83,6 +83,7 @@ def draw_changes(changes: Mapping[str, tuple[float, float]], targets: Sequence[s
             axes.barh(place, change, color=colour, height=0.7, xerr=width or None, ecolor="#888888")
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_yticks(range(len(order)), [find_language(code).name for code in order])
+        axes.locator_params("x", nbins=5)
         axes.set_xlabel("change of loss on FLORES dev, nats per token\n(left is better)")
         return as_svg(figure, "changes")
 
@@ -94,6 +95,8 @@ def draw_layers(per_layer: Sequence[int], neurons_per_layer: int) -> str:
     with drawing():
         figure, axes = new_figure(WIDTH_IN, 2.8)
         axes.bar(range(len(per_layer)), per_layer, color=COLOURS[0])
+        axes.locator_params("x", integer=True)
+        axes.locator_params("y", integer=True, nbins=5)
         axes.set_xlabel(f"layer, 0 is the lowest; each has {neurons_per_layer} neurons")
         axes.set_ylabel("trained neurons")
         return as_svg(figure, "layers")
