@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lightning_app.analysis.causality import Selectivity
 from lightning_app.analysis.script_control import ScriptControl
 from lightning_app.progress import short
-from lightning_app.reports.analysis.neurons import name_of, name_rows
+from lightning_app.reports.analysis.neurons import name_columns, name_of, name_rows
 from lightning_app.reports.analysis.shown import Shown, show
 from lightning_app.reports.drawing import COLOURS, WIDTH_IN, new_figure
 from lightning_app.reports.layout import blocks, wrapped
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_WITH_NUMBERS = 12
+_COLUMNS_IN = 4.6  # width of the map
 
 
 def _signed(value: float | None) -> str:
@@ -66,7 +67,7 @@ def _draw_selectivity(found: Selectivity) -> "Figure":
         (panels[1], found.random_rises, "without as many random ones"),
     ):
         image = axes.imshow(values, aspect="auto", cmap="RdBu_r", norm=TwoSlopeNorm(0, -most, most))
-        name_rows(axes, found.switched)
+        name_rows(axes, found.switched, height_in / rows)
         axes.set_title(title, fontsize=13, loc="left")
         for row, language in enumerate(found.switched):
             if language in found.measured:
@@ -76,8 +77,7 @@ def _draw_selectivity(found: Selectivity) -> "Figure":
             for a, b in itertools.product(range(rows), range(columns)):
                 colour = "white" if abs(values[a][b]) > 0.6 * most else "black"
                 axes.text(b, a, _brief(values[a][b]), ha="center", va="center", fontsize=8, color=colour)
-    size = 12 if columns <= 20 else 7
-    panels[1].set_xticks(range(columns), [each.short for each in found.measured], rotation=90, fontsize=size)
+    name_columns(panels[1], found.measured, _COLUMNS_IN / columns)
     panels[1].set_xlabel("rise of the loss in")
     figure.colorbar(image, ax=list(panels), location="bottom", fraction=0.05, aspect=40, label="nats per token")
     return figure

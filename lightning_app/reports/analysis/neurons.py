@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LINE_IN = 0.27
 _MOST_WITH_NUMBERS = 14
-_MOST_NAMED = 60
+_SMALLEST = 6.0  # points of a letter that is still read
 _MOST_PAIRS = 8
 
 
@@ -58,29 +58,39 @@ def _draw_map(found: NeuronMap) -> "Figure":
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    lines = len(found.languages)
-    heights_in = [1.3, max(0.5, _LINE_IN * min(lines, _MOST_NAMED))]
+    count = len(found.languages)
+    row_in = _LINE_IN if count <= 20 else max(0.05, min(0.17, 8 / count))
+    heights_in = [1.3, max(0.4, row_in * count)]
     figure = Figure(figsize=(WIDTH_IN, sum(heights_in) + 1.8), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=heights_in)
     above.bar(range(found.layers), found.union_per_layer, width=0.9, color=COLOURS[0])
     above.set_ylabel("neurons of\nany language")
     most = max(1, *itertools.chain(*found.per_layer))
     image = below.imshow(found.per_layer, aspect="auto", cmap="Blues", norm=PowerNorm(0.5, 0, most))
-    name_rows(below, found.languages)
+    name_rows(below, found.languages, row_in)
     below.set_xlabel("layer")
     _bar(figure, below, image, "neurons of a language in a layer", [0, *_round_steps(most)])
     return figure
 
 
-def name_rows(axes: "Axes", languages: Sequence[Language]) -> None:
-    """Labels the rows of a map with languages: in full, by code where they are many, not at all where too many."""
-    if len(languages) > _MOST_NAMED:
+def name_rows(axes: "Axes", languages: Sequence[Language], row_in: float) -> None:
+    """Labels the rows of a map with languages: by name where rows are high, else by code, or only their number."""
+    size = min(12.0, 60 * row_in)
+    if size < _SMALLEST:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(languages)} languages")
         return
-    names = [each.name if len(languages) <= 20 else each.short for each in languages]
-    axes.set_yticks(range(len(languages)), names, fontsize=12 if len(languages) <= 20 else 9)
+    axes.set_yticks(range(len(languages)), [each.name if size > 9 else each.short for each in languages], fontsize=size)
     axes.tick_params(axis="y", length=0)
+
+
+def name_columns(axes: "Axes", languages: Sequence[Language], column_in: float) -> None:
+    """Labels the columns of a map with the codes of languages, where they are wide enough."""
+    size = min(12.0, 60 * column_in)
+    is_shown = size >= _SMALLEST
+    names = [each.short for each in languages] if is_shown else []
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=90)
+    axes.tick_params(axis="x", length=0)
 
 
 def _round_steps(most: int) -> list[int]:
@@ -142,12 +152,9 @@ def _draw_overlap(found: OverlapMatrix) -> "Figure":
     figure = Figure(figsize=(WIDTH_IN, side_in + 1.2), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=most)
-    name_rows(axes, found.languages)
-    if count <= _MOST_NAMED:
-        axes.set_xticks(
-            range(count), [each.short for each in found.languages], fontsize=12 if count <= 20 else 7, rotation=90
-        )
-        axes.tick_params(axis="x", length=0)
+    axes.set_facecolor("#dddddd")  # of the diagonal
+    name_rows(axes, found.languages, side_in / count)
+    name_columns(axes, found.languages, side_in / count)
     if count <= _MOST_WITH_NUMBERS:
         for a, b in itertools.product(range(count), repeat=2):
             if a != b:
@@ -166,12 +173,12 @@ def _fifths(most: float) -> list[float]:
 
 def _part_groups(axes: "Axes", groups: Sequence[str]) -> None:
     """Draws lines between groups, and names those of them that have room on the right."""
-    start = 0
+    start, width = 0, 0.8 if len(groups) <= 20 else 0.3
     for group, members in itertools.groupby(groups):
         size = len(list(members))
         if start:
-            axes.axhline(start - 0.5, color="black", linewidth=0.8)
-            axes.axvline(start - 0.5, color="black", linewidth=0.8)
+            axes.axhline(start - 0.5, color="black", linewidth=width)
+            axes.axvline(start - 0.5, color="black", linewidth=width)
         if len(groups) <= 20 or size >= len(groups) / 20:
             axes.text(len(groups) - 0.3, start + (size - 1) / 2, group, va="center", fontsize=11, clip_on=False)
         start += size

@@ -4,6 +4,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from lightning_app.analysis.scores import Histogram, ScoreDistribution, Stability
+from lightning_app.files import JSON
 from lightning_app.progress import short
 from lightning_app.reports.analysis.neurons import name_of
 from lightning_app.reports.analysis.shown import Shown, show
@@ -104,17 +105,24 @@ def _show_stability(found: Stability) -> Shown:
 def _draw_stability(found: Stability) -> "Figure":
     count = len(found.curves)
     columns = 3
-    lines = -(-min(count, _MOST_NAMED) // columns)
+    lines = -(-count // columns) if count <= _MOST_NAMED else 0
     figure, axes = new_figure(WIDTH_IN, 3.6 + 0.25 * lines)
     styles = itertools.cycle(itertools.product(_DASHES, COLOURS))
+    is_named = count <= _MOST_NAMED
     for curve, (dashes, colour) in zip(found.curves, styles, strict=False):
-        axes.plot(curve.tokens, curve.overlaps, color=colour, linestyle=dashes, linewidth=1.6, marker="o",
-                  markersize=4, label=curve.language.name)  # fmt: skip
+        how: JSON = {"color": colour, "linestyle": dashes, "linewidth": 1.6, "marker": "o", "markersize": 4}
+        how = how if is_named else {"color": _GREY, "linewidth": 0.6}
+        axes.plot(curve.tokens, curve.overlaps, label=curve.language.name, **how)
+    if not is_named:
+        lowest = min(found.curves, key=lambda curve: curve.overlaps[-1])
+        axes.plot(lowest.tokens, lowest.overlaps, color=COLOURS[1], linewidth=1.6)
+        axes.annotate(f"lowest at its end: {lowest.language.name}", (0.98, 0.05), xycoords="axes fraction", ha="right",
+                      color=COLOURS[1])  # fmt: skip
     axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.set_xlabel("tokens counted")
     axes.set_ylabel("overlap of the sets\nof two halves (Jaccard)")
-    if count <= _MOST_NAMED:
+    if is_named:
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
