@@ -106,6 +106,8 @@ def _explain(error: BaseException, is_debugged: bool = False) -> int:
             2,
         )
     said = " ".join(str(error).split())
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for keys that it only now looks at
+        return _fail(f"Lightning refuses the --trainer keys: {said[:300]}", 2)
     reason = f"{type(error).__name__}{f': {said[:400]}' if said else ''}"
     return _fail(f"{reason}; the same command with {DEBUG} shows where", 1)
 

@@ -19,6 +19,13 @@ from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
 
 
+def require_scales(scales: Sequence[float]) -> None:
+    """Raises `UserError` where a scale is no number of at least zero."""
+    for scale in scales:
+        if not 0 <= scale < float("inf"):
+            raise UserError(f"--scale has {scale:g}; expected numbers of at least 0, such as 0,0.25,0.5,0.75,1,1.25")
+
+
 def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Losses]:
     """Returns the losses on FLORES dev of a run's best checkpoint with its change at every one of ``scales``.
 
@@ -27,9 +34,7 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
     Raises:
         UserError: A scale is no number of at least zero, or the run has no best checkpoint.
     """
-    for scale in scales:
-        if not 0 <= scale < float("inf"):
-            raise UserError(f"--scale has {scale}; expected numbers of at least 0, such as 0,0.25,0.5,0.75,1,1.25")
+    require_scales(scales)
     best = folder.best_checkpoint()
     if best is None:
         raise UserError(f"{folder} has no best checkpoint yet; the same fit command goes on with the run")
