@@ -31,8 +31,8 @@ class Soundness(Callback):
         batches = -(-fewest // (data.validation_batch_size * trainer.world_size))
         if isinstance(limit, float) and limit * batches < 1:
             raise UserError(
-                f"--trainer.limit_val_batches is {limit:g}, less than one of the {batches} batches of a language; raise "
-                "it, or leave it out"
+                f"--trainer.limit_val_batches is {limit:g}, less than one of the {batches} batches of a language; "
+                "raise it, or leave it out"
             )
         if pl_module.is_compiled:
             require_compiler(trainer.strategy.root_device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, digest, is_running
+from lightning_app.files import JSON, UNREADABLE, digest, is_running, one_line
 from lightning_app.identity import short_name
 from lightning_app.peers import with_cleanup
 
@@ -250,9 +250,12 @@ def _deciding(config: JSON) -> JSON:
 
 def _read_json(path: Path) -> JSON:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --name") from error
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete it, or choose another --name") from error
+    return content
 
 
 def run_name(config: JSON) -> str:

@@ -15,7 +15,7 @@ from lightning_app.run import RunFolder
 Losses = Mapping[str, Sequence[float]]
 """Nats per token and bits per byte of each language."""
 
-_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)

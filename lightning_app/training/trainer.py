@@ -158,4 +158,3 @@ def _plugins(given: Any) -> list[Any]:
         # Lightning's requeue saves inside the signal handler, which can deadlock; the same command resumes anyway.
         own.append(SLURMEnvironment(auto_requeue=False))
     return [*own, *(given if isinstance(given, list) else [given] if given is not None else [])]
-
