@@ -249,10 +249,10 @@ class JSONLLogger(Logger):
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").split("\n"):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step and step > 0:
                 kept.append(line)

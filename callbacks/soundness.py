@@ -12,7 +12,8 @@ class Soundness(Callback):
     """Comes before every other callback that works.
 
     Raises:
-        UserError: The text is less than a step, the warm-up longer than the run, or there is no compiler.
+        UserError: The text is less than a step, the warm-up longer than the run, a validation less than a batch, or
+            there is no compiler.
     """
 
     def setup(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule, stage: str) -> None:
@@ -24,6 +25,14 @@ class Soundness(Callback):
             raise UserError(
                 f"--model.warmup_steps is {warmup}, but the run has {steps} steps: its rate would never be --model.lr; "
                 "lower it"
+            )
+        data, limit = trainer.datamodule, trainer.limit_val_batches
+        fewest = min(len(data.evaluation[language.glotcc]) for language in data.validation_languages)
+        batches = -(-fewest // (data.validation_batch_size * trainer.world_size))
+        if isinstance(limit, float) and limit * batches < 1:
+            raise UserError(
+                f"--trainer.limit_val_batches is {limit:g}, less than one of the {batches} batches of a language; "
+                "raise it, or leave it out"
             )
         if pl_module.is_compiled:
             require_compiler(trainer.strategy.root_device)

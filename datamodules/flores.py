@@ -225,18 +225,36 @@ def _parquet_sentences(path: Path) -> list[str]:
         raise UserError(f"{path} is not a FLORES+ file with a 'text' column: {error}") from error
     if not all(isinstance(sentence, str) for sentence in sentences):
         raise UserError(f"{path} is not a FLORES+ file: column 'text' holds something else than text")
-    return sentences
+    return _none_blank(sentences, path)
 
 
 def _plain_sentences(content: bytes, path: Path) -> list[str]:
     try:
-        return [line for line in plain_line_ends(content.decode("utf-8")).split("\n") if line]
+        text = plain_line_ends(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}") from error
+    return _none_blank(text.rstrip("\n").split("\n") if text.strip("\n") else [], path)
+
+
+def _none_blank(sentences: list[str], path: Path) -> list[str]:
+    """Returns the sentences; raises `UserError` where one is blank: left out, it would shift those after it."""
+    blank = next((number for number, sentence in enumerate(sentences, 1) if not sentence.strip()), None)
+    if blank is not None:
+        raise UserError(
+            f"{path} has nothing in sentence {blank} of {len(sentences)}; expected one in every row, as in the "
+            "languages beside it: give another --data.flores"
+        )
+    return sentences
 
 
 def _lacks(source: str, language: Language, code: str) -> UserError:
     return UserError(f"FLORES ({source}) has no {language}: no {code}; take it off --data.watch, or give a folder")
+
+
+def require_room(block_size: int) -> None:
+    """Raises `UserError` where a block has no room beside its start token."""
+    if block_size < 2:
+        raise UserError(f"--data.block_size is {block_size}; expected 2 or more: a start token and text to predict")
 
 
 def join_blocks(sentences: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[FloresBlock]:
@@ -249,9 +267,8 @@ def join_blocks(sentences: list[str], tokenizer: PreTrainedTokenizerBase, block_
     Raises:
         UserError: A block has no room beside its start token.
     """
+    require_room(block_size)
     room = block_size - 1
-    if room < 1:
-        raise UserError(f"--data.block_size is {block_size}; expected 2 or more: a start token and text to predict")
     begin = start_token(tokenizer)
     head = torch.tensor([tokenizer.eos_token_id if begin is None else begin])
     blocks: list[FloresBlock] = []

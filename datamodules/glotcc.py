@@ -1,5 +1,6 @@
 """The LightningDataModule: GlotCC (or other text) for training, FLORES for validation."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -14,7 +15,7 @@ from datamodules.chunking import TrainingChunking, batch_documents, pad_batch
 from datamodules.corpus import Corpus
 from datamodules.evaluation import EvaluationLoader, EvaluationText
 from datamodules.filters import TextFilters
-from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split
+from datamodules.flores import FLORES_PLUS, FloresBlock, Overlap, Split, require_room
 from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
 from datamodules.shares import Share, beside_replay, named_once, own_text, read_replay, read_targets
@@ -104,7 +105,7 @@ class GlotCCDataModule(LightningDataModule):
         self.replay = read_replay(replay, self.targets, is_mixture=bool(mixture))
         self.watched = named_once("--data.watch", watch)
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
-        _require_counts({**counts, "validation_batch_size": validation_batch_size})
+        _require_counts({**counts, "validation_batch_size": validation_batch_size}, num_workers)
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
         self.flores, self.has_paper_loss = flores, paper_loss
@@ -161,11 +162,7 @@ class GlotCCDataModule(LightningDataModule):
 
     @property
     def _running(self) -> Trainer:
-        """The Trainer that this module serves.
-
-        Raises:
-            RuntimeError: There is none yet.
-        """
+        """The Trainer that this module serves; raises `RuntimeError` where there is none yet."""
         if self.trainer is None:
             raise RuntimeError("loaders and positions belong to a Trainer: give this data module to one")
         return self.trainer
@@ -182,12 +179,7 @@ class GlotCCDataModule(LightningDataModule):
             wanted, self._text.tokens / max(wanted, 1), self.batch_size, trainer.world_size,
             trainer.accumulate_grad_batches, trainer.max_steps, self._steps_done, self._consumed,
         )  # fmt: skip
-        if length.steps_of_text == 0:
-            raise UserError(
-                f"the text gives {wanted} sequences of {self.block_size} tokens and one step takes "
-                f"{length.sequences_per_step}; raise --data.token_budget, or lower --data.batch_size or "
-                "--trainer.accumulate_grad_batches"
-            )
+        length.require_step(self.block_size)
         return length
 
     def setup(self, stage: str) -> None:
@@ -292,7 +284,11 @@ class GlotCCDataModule(LightningDataModule):
         return DataLoader(cast(Dataset[str], mine), batch_size=1)
 
 
-def _require_counts(counts: dict[str, int]) -> None:
+def _require_counts(counts: dict[str, int], workers: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
+    require_room(counts["block_size"])
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= workers <= most:
+        raise UserError(f"--data.num_workers is {workers}; expected 0, which is enough, to {most}")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_app.errors import UserError
+
 
 @dataclass(frozen=True)
 class RunLength:
@@ -50,6 +52,15 @@ class RunLength:
     def steps_of_text(self) -> int:
         """Optimiser steps that the text gives: those made before, and what is left by today's step."""
         return self.steps_done + (self.sequences - self.consumed) // self.sequences_per_step
+
+    def require_step(self, block_size: int) -> None:
+        """Raises `UserError` where the text, in sequences of ``block_size`` tokens, is less than one step."""
+        if self.steps_of_text == 0:
+            raise UserError(
+                f"the text gives {self.sequences} sequences of {block_size} tokens and one step takes "
+                f"{self.sequences_per_step}; raise --data.token_budget, or lower --data.batch_size or "
+                "--trainer.accumulate_grad_batches"
+            )
 
     @property
     def sequences_read(self) -> int:

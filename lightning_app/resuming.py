@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, load_checkpoint, require_folder
+from lightning_app.files import JSON, UNREADABLE, load_checkpoint, require_folder
 from lightning_app.run import Run, RunFolder, deciding_settings
 
 _FOLDER_FROM_LAUNCHER = "NEUROGLOT_RUN_FOLDER"
@@ -22,7 +22,7 @@ _MAY_CHANGE = (
     "profiling.batch_size",
 )  # fmt: skip
 _LENGTH = "trainer.max_steps"
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, UserError)
+_UNREADABLE = (*UNREADABLE, yaml.YAMLError, UserError)
 """What a configuration or a record raises that is none: of a run that nobody has asked for."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, digest, is_running
+from lightning_app.files import JSON, UNREADABLE, digest, is_running, one_line
 from lightning_app.identity import short_name
 from lightning_app.peers import with_cleanup
 
@@ -168,12 +168,13 @@ def is_first_process() -> bool:
 def occupied(folder: RunFolder) -> Iterator[None]:
     """Keeps a run to this process while the block lasts; the system lets go of it when the process dies.
 
-    A start that fails before its configuration was written leaves no folder behind.
+    A start that fails before its configuration was written leaves nothing behind.
 
     Raises:
         UserError: Another process has it; it is named with its host and since when.
     """
     held = _note(folder)
+    new_roots = [root for root in (held.parent, *held.parent.parents) if not root.exists()]
     held.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(held.with_suffix(".lock"))
     try:
@@ -186,8 +187,12 @@ def occupied(folder: RunFolder) -> Iterator[None]:
     def let_go() -> None:
         if is_new and not folder.config.is_file():
             shutil.rmtree(folder.path, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it looks for a new one
         held.unlink(missing_ok=True)
         lock.release()
+        with contextlib.suppress(OSError):  # something is in it
+            for root in new_roots:
+                root.rmdir()
 
     with with_cleanup(let_go):
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -259,9 +264,12 @@ def _deciding(config: JSON) -> JSON:
 
 def _read_json(path: Path) -> JSON:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or choose another --name") from error
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete it, or choose another --name") from error
+    return content
 
 
 def run_name(config: JSON) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,6 +155,7 @@ def test_changes_on_devtest_are_changes_on_devtest(workplace, capsys):
         ("lack a tensor", r"lack 1 of its weights \(model.layers.1.mlp.up_proj.weight\)"),
         ("have fewer layers than its configuration", r"lack \d+ of its weights \(model.layers.3.*and \d+ more\)"),
         ("hold NaN", "NaN or infinite weights in model.norm.weight"),
+        ("hold a Python object", r"hold a Python object \(types.SimpleNamespace\), which could run code"),
     ],
 )
 @fault("a base whose files {case}")
@@ -163,9 +165,14 @@ def test_a_base_whose_files_lack_weights_or_hold_nan_is_refused(case, pattern, w
     weights = load_file(folder / "model.safetensors")
     if case == "lack a tensor":
         del weights["model.layers.1.mlp.up_proj.weight"]
+    if case == "hold a Python object":
+        torch.save({**weights, "x": SimpleNamespace()}, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        weights = {}
     if case == "hold NaN":
         weights["model.norm.weight"][3] = torch.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if weights:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if case.startswith("have fewer"):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
@@ -199,15 +206,28 @@ def test_code_of_a_base_is_never_run(workplace, capsys, tmp_path, monkeypatch):
         ("model.warmup_steps", -5, "warmup_steps is -5"), ("model.first_layer", -1, "first_layer is -1"),
         ("data.block_size", 4096, r"block_size is 4096, but the context of .* is 128 tokens"),
         ("model.ema", 1.5, "ema is 1.5"), ("trainer.stop_after_nonfinite", 0, "stop_after_nonfinite is 0"),
-        ("trainer.max_steps", 0, "max_steps is 0"),
+        ("trainer.max_steps", 0, "max_steps is 0"), ("trainer.log_every_n_steps", 0, "log_every_n_steps is 0"),
+        ("trainer.log_every_n_steps", -3, "log_every_n_steps is -3; expected a number above zero"),
+        ("trainer.limit_val_batches", 0, "limit_val_batches is 0, which measures nothing"),
+        ("trainer.limit_val_batches", 1e-4, "limit_val_batches is 0.0001, less than one of the 2 batches"),
+        ("trainer.num_nodes", 2, r"num_nodes is 2, but nothing starts .* no MASTER_ADDR or NODE_RANK; use srun"),
+        ("seed_everything", -1, "seed_everything is -1; expected a whole number from 0 to 4294967295"),
+        ("seed_everything", 2**32, "seed_everything is 4294967296; expected"),
+        ("data.num_workers", -1, "num_workers is -1; expected 0, which is enough"),
+        ("data.num_workers", 10**6, "num_workers is 1000000; expected 0"),
+        ("data.block_size", 1, "block_size is 1; expected 2 or more"),
+        ("data.train_tokenizer", 10, "train_tokenizer is 10; expected at least 257"),
+        ("profiling.languages", "[]", "profiling.languages is empty"),
+        ("profiling.languages", "[qah-Deva]", "the pool is qah-Deva: .* name more in --profiling.languages"),
+        ("profiling.rates", "{cy: 0.1}", r"profiling.rates names Welsh \(cy\), which is not in the pool"),
+        ("model.projections", "[gate,gate]", "projections is gate, gate; name each projection once"),
     ],
 )  # fmt: skip
 @fault("--{key}={value}")
-def test_numbers_that_no_optimiser_can_use_are_refused_before_anything_is_loaded(
-    key, value, pattern, workplace, capsys
-):
+def test_what_no_run_can_use_is_refused_before_anything_is_loaded(key, value, pattern, workplace, capsys):
     refused(capsys, [*workplace.adapt("numbers"), f"--{key}={value}"], pattern)
     assert not (workplace.folder / "numbers").exists()
+    assert not list(workplace.folder.glob(".numbers*"))
 
 
 @fault("--model.first_layer for a method that trains no neurons")

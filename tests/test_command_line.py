@@ -1,5 +1,6 @@
 """The command line says in one line what it cannot use, and no user sees a traceback."""
 
+import json
 import os
 import re
 import subprocess
@@ -77,6 +78,10 @@ def test_what_a_configuration_inherits_is_looked_at(capsys, tmp_path):
         (["--language"], "^neuroglot: error: --language is without a value"),
         (["--model.lr", "--language=cy"], "--model.lr is without a value"),
         (["--config"], "--config is without a value"),
+        (["--run_dir="], "--run_dir is without a value"),
+        (["--name", "", "--language=cy"], "--name is without a value"),
+        (["--data.files.cy="], "--data.files.cy is without a value"),
+        (["--language=\udcff"], r"'--language=\\udcff' is not UTF-8"),
         (["--config", "--language=cy"], "--config is without a value"),
         (["--config", "."], r"--config \. is a folder"),
         (["--config", "x" * 5000], "there is no configuration xxx"),
@@ -146,6 +151,25 @@ def test_no_token_or_password_is_printed(capsys, monkeypatch, broken):
 def test_a_broken_pipe_of_another_process_is_an_error(capsys, broken):
     broken(BrokenPipeError(32, "Broken pipe"))
     assert "BrokenPipeError" in said(capsys, ["plan"], code=1)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, id="an ASCII locale"),
+        pytest.param({"PYTHONIOENCODING": "ascii"}, id="a terminal that shows ASCII alone"),
+    ],
+)
+@fault("names in another script, and {id}")
+def test_names_of_any_script_are_read_and_said_in_any_locale(variables, tmp_path):
+    (tmp_path / "\u0915\u093e").mkdir()
+    command = [sys.executable, str(ROOT / "main.py"), "runs", f"--run_dir={tmp_path}/\u0915\u093e", "--json"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+    said_as = "\u0915\u093e" if "LC_ALL" in variables else r"\u0915\u093e"
+    assert f"/{said_as}/; make one with" in done.stderr.decode()
+    note(done.stderr.decode())
 
 
 @pytest.mark.parametrize("verb", [["--help"], ["fit", "--help"], ["fit", "--config", "cy.yaml", "--print_config"]])

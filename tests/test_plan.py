@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,7 @@ from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.planning.memory import Batches, simulate
 from tests.conftest import ARCHITECTURES, ROOT, tiny_model
+from tests.faults import fault, refused
 
 CPU = torch.device("cpu")
 NEURONS = NeuronSet({1: torch.arange(20), 3: torch.arange(7)})
@@ -149,6 +152,28 @@ def test_plan_names_the_key_that_makes_a_run_fit(workplace, capsys, monkeypatch)
     assert "--data.batch_size 1" in found["advice"]
     monkeypatch.setattr("lightning_app.planning.planner.room_gib", lambda device: (1e-5, "a tiny card"))
     assert "no key makes it fit" in plan(workplace, capsys)["memory"]["advice"]
+
+
+def test_large_batches_are_planned_in_proportion_to_smaller_ones(monkeypatch):
+    """What is followed op by op and what is taken in proportion agree, for as far as both can go."""
+    method, batches = build_method("subnetwork", {}), Batches((96, 64), (128, 64), (192, 64), True)
+
+    def simulated(followed):
+        monkeypatch.setattr("lightning_app.planning.memory._FOLLOWED_TOKENS", followed)
+        model = base_without_weights(None, None, torch.float32, wide("llama")).model
+        return simulate(model, method, NEURONS, batches)
+
+    assert asdict(simulated(1024)) == pytest.approx(asdict(simulated(2**20)), rel=0.01)
+
+
+@fault("plan for a batch that no machine holds, of more text than there is")
+def test_a_batch_that_cannot_be_is_refused_or_planned_at_once(workplace, capsys):
+    refused(capsys, ["plan", *workplace.adapt()[1:], "--data.batch_size=1000000"],
+            "the text gives 192 sequences of 64 tokens and one step takes 1000000; .*lower --data.batch_size")  # fmt: skip
+    started = time.process_time()
+    found = plan(workplace, capsys, "--data.validation_batch_size=1000000000")["memory"]
+    assert time.process_time() - started < 20
+    assert "--data.validation_batch_size 1 makes it fit" in found["advice"]
 
 
 def test_planned_process_memory_is_within_a_quarter_of_the_measured_peak(workplace, capsys):

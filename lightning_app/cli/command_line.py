@@ -1,7 +1,10 @@
 """The entry point: finds the verb, keeps libraries quiet, and turns bad input into one line and exit code 2."""
 
+import codecs
 import contextlib
 import errno
+import io
+import json
 import logging
 import os
 import re
@@ -69,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         Exception: What failed, with ``--debug``.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        _write_any_text()
+        arguments = sys.argv[1:]
     is_debugged, arguments = DEBUG in arguments, [argument for argument in arguments if argument != DEBUG]
     try:
         if not arguments or arguments[0] in HELP:
@@ -87,6 +92,35 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return conclude("interrupted; nothing is lost, the same command goes on", 128 + signal.SIGINT)
     return 0
+
+
+def _write_any_text() -> None:
+    """Starts this process anew where it would read names and print text as ASCII; prints escapes where it must.
+
+    An ASCII locale takes every name that is not ASCII apart into bytes, which no configuration or record can hold.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+    codecs.register_error("escaped", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="escaped")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Returns what stands for characters that a terminal cannot show: escapes that JSON knows, too."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Raises `UserError` where an argument holds bytes that are no text: nothing that is written could hold them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{argument[:200]!a} is not UTF-8; rename what it names, or call it otherwise") from error
 
 
 def _explain(error: BaseException, is_debugged: bool = False) -> int:
@@ -109,6 +143,8 @@ def _explain(error: BaseException, is_debugged: bool = False) -> int:
             2,
         )
     said = " ".join(str(error).split())
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for keys that it only now looks at
+        return _fail(f"Lightning refuses the --trainer keys: {said[:300]}", 2)
     reason = f"{type(error).__name__}{f': {said[:400]}' if said else ''}"
     return _fail(f"{reason}; the same command with {DEBUG} shows where", 1)
 
@@ -116,6 +152,7 @@ def _explain(error: BaseException, is_debugged: bool = False) -> int:
 def _run(name: str, arguments: list[str], debug: list[str]) -> None:
     if name not in VERBS:
         raise UserError(f"there is no verb '{name}'; expected one of {', '.join(VERBS)}{did_you_mean(name, VERBS)}")
+    _require_text(arguments)
     keys = Keys.of(name)
     if not set(HELP).isdisjoint(arguments):
         print(help_page(name, keys.does, keys.shown))

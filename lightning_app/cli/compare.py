@@ -1,5 +1,6 @@
 """``compare``: methods x learning rates x seeds as ordinary runs, or finished runs, in one table and two plots."""
 
+import math
 import subprocess
 import sys
 import time
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from lightning_app.cli.lightning_cli import ParsedCLI, resolved
+from lightning_app.cli.lightning_cli import ParsedCLI, require_seed, resolved
 from lightning_app.cli.verb import Verb, say
 from lightning_app.comparison.grid import GridRun, check_grid, make_grid
 from lightning_app.comparison.ranking import best_groups, group_results
 from lightning_app.comparison.results import RunResult, read_result, require_comparable, shorten_labels
-from lightning_app.comparison.scaled import scaled_losses, scaled_point
+from lightning_app.comparison.scaled import require_scales, scaled_losses, scaled_point
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, write_text
 from lightning_app.peers import end_with_parent
@@ -47,6 +48,7 @@ def compare(arguments: list[str], shows_all: bool) -> None:
     """Makes what is missing of the grid, one run after another, and compares what is complete."""
     cli = ParsedCLI(COMPARE, arguments, shows_all)  # the keys are several methods'; each run instantiates its own
     settings, scales = cli.config, _numbers("--scale", cli.config.scale)
+    require_scales(scales)
     if settings.runs is not None:
         given = [settings.runs] if isinstance(settings.runs, str) else settings.runs
         found = {path: read_result(RunFolder(path)) for path in map(Path, given)}
@@ -54,7 +56,7 @@ def compare(arguments: list[str], shows_all: bool) -> None:
             raise UserError(f"{unfinished[0]} holds no finished run; finish it with its fit command, or leave it out")
         _report(Path(settings.run_dir) / (settings.name or "comparison"), [*filter(None, found.values())], scales)
         return
-    seeds = [int(seed) for seed in _numbers("--seeds", settings.seeds)]
+    seeds = [require_seed("--seeds", seed) for seed in _numbers("--seeds", settings.seeds)]
     grid = make_grid(_words(settings.methods), _words(settings.lrs), seeds)
     config = resolved(cli)
     check_grid(grid, config)
@@ -145,10 +147,14 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(key: str, text: str | None) -> list[float]:
+    words = _words(text or "")
     try:
-        return [float(word) for word in _words(text or "")]
+        numbers = [float(word) for word in words]
     except ValueError as error:
         raise UserError(f"{key} is {text}; expected numbers with commas between") from error
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{key} is {text}; expected finite numbers with commas between")
+    return numbers
 
 
 def _last_line(log: Path) -> str:

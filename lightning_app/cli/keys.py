@@ -99,7 +99,7 @@ class Keys:
         """
         unfinished, may_be_value = "", False
         for argument in arguments:
-            name, equals, _ = argument.partition("=")
+            name, equals, value = argument.partition("=")
             if argument == "--":
                 return
             if name.startswith("--") and " " not in name:
@@ -109,8 +109,12 @@ class Keys:
                 kind = self.kind(key)
                 if kind is None:
                     raise UserError(no_such_key(name, self.kinds))
+                if equals and not value:
+                    raise UserError(without_value(name))  # --run_dir=$RUNS, and no such variable
                 may_be_value = not equals and kind != "flag"
                 unfinished = name if may_be_value and kind != "optional" and key in self.kinds else ""
+            elif not argument and unfinished:
+                raise UserError(without_value(unfinished))
             elif argument.startswith("-") or may_be_value:
                 unfinished, may_be_value = "", argument.startswith("-")
             else:

@@ -5,7 +5,6 @@ from typing import cast
 import yaml
 from jsonargparse import ActionYesNo
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -24,7 +23,7 @@ from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.launching import end_together
 from lightning_app.training.module import SparseSubnetModule
-from lightning_app.training.trainer import NeuroglotTrainer, require_launcher, require_srun
+from lightning_app.training.trainer import NeuroglotTrainer, require_trainer_keys
 
 _LINKS = (
     ("language", "model.language"), ("language", "data.language"), ("seed_everything", "data.seed"),
@@ -32,6 +31,7 @@ _LINKS = (
     ("model.base", "data.base"), ("model.revision", "data.base_revision"),
 )  # fmt: skip
 _CONFIG_KEYS = ("seed_everything", "language", "name", "run_dir", "trainer", "model", "data", "profiling")
+_LARGEST_SEED = 2**32 - 1
 _REFUSALS = (MisconfigurationException, RuntimeError, TypeError, ValueError)  # RuntimeError: no such device
 
 
@@ -79,6 +79,7 @@ class NeuroglotCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; Lightning's own would warn that these are not sys.argv."""
         self.config = parser.parse_args(cast(list[str], args))
+        require_seed("--seed_everything", self.config.seed_everything)
 
     def instantiate_trainer(self, **kwargs: object) -> None:
         """Makes none yet: see `make_trainer` and `make_fabric`."""
@@ -125,10 +126,8 @@ class NeuroglotCLI(LightningCLI):
             UserError: Lightning refuses the keys.
         """
         trainer = self.config_init.trainer
-        require_launcher(trainer.num_nodes)
         base_dtype(trainer.precision)
-        if SLURMEnvironment.detect():
-            require_srun()
+        require_trainer_keys(dict(trainer))
         try:
             keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
             fabric = Fabric(**{key: trainer[key] for key in keys})
@@ -144,6 +143,13 @@ class ParsedCLI(NeuroglotCLI):
     def instantiate_classes(self) -> None:
         """Instantiates nothing: not even what keys that do not go together describe."""
         self.config_init = self.config
+
+
+def require_seed(key: str, seed: float) -> int:
+    """Returns a seed; raises `UserError` where it is none that torch and numpy both take."""
+    if seed != int(seed) or not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"{key} is {seed:.10g}; expected a whole number from 0 to {_LARGEST_SEED}")
+    return int(seed)
 
 
 def resolved(cli: NeuroglotCLI) -> JSON:

@@ -60,6 +60,7 @@ def subnetwork(arguments: list[str], shows_all: bool) -> None:
         if settings.write_atlas:
             summed.save(Path(settings.write_atlas))
         pool = _pool(settings.languages, summed)
+        cli.profiling.require_pool(pool)
         found = cli.profiling.select(summed, pool)
         by_rate = select_subnetworks(summed, pool, cli.profiling.sizes.paper) if found.sizes else None
     if settings.against:

@@ -20,7 +20,9 @@ _DEPTH = 3  # folders of comparisons lie among runs, and may lie in a folder of 
 _LAST_BYTES = 4096
 _DAMAGE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, LookupError, RecursionError)
 # Both are safe; pyyaml's own takes ten times as long for a configuration as that of libyaml.
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NESTING = "[{-?:"
+_MOST_NESTED = 5000  # libyaml's loader overflows the stack of the process at some tens of thousands
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def _read_settings(folder: RunFolder) -> _Settings:
     if given is None:
         return _Settings()
     try:
-        config = yaml.load(given.read_text(encoding="utf-8"), Loader=_YAML)
+        text = given.read_text(encoding="utf-8")
+        is_ours = sum(map(text.count, _NESTING)) <= _MOST_NESTED
+        config = yaml.load(text, Loader=_FAST_YAML if is_ours else yaml.SafeLoader)
         model = config["model"]
         targets = str(config["language"] or "").split(",")
         return _Settings(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from lightning_app.comparison.tasks import TaskScore, read_tasks, require_same_items
 from lightning_app.errors import UserError
-from lightning_app.files import JSON
+from lightning_app.files import JSON, one_line
 from lightning_app.run import RunFolder
 
 Losses = Mapping[str, Sequence[float]]
 """Nats per token and bits per byte of each language."""
 
-_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def read_result(folder: RunFolder, with_curve: bool = True) -> RunResult | None:
             return None
         return _result(folder, record, with_curve)
     except _DAMAGE as error:
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"there is no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"{folder.record_file} does not say what a comparison needs ({what}); leave the run out, "
             "or train it again with --resume never"
@@ -177,6 +177,9 @@ def _result(folder: RunFolder, record: JSON, with_curve: bool) -> RunResult:
         raise ValueError(f"the losses before and after are not of the same languages: {missing[0]}")
     if sum(targets.values()) <= 0:
         raise ValueError("the shares of the targets sum to nothing")
+    lr = float(record["lr"])
+    if not 0 < lr < math.inf:
+        raise ValueError(f"its learning rate is {lr:g}")
     settings = format_settings(record.get("settings") or {})
     curve = _read_curve(folder.metrics, targets) if with_curve else {}
     start = (0, over_targets({code: loss for code, (loss, _) in before.items()}, targets))
@@ -187,7 +190,7 @@ def _result(folder: RunFolder, record: JSON, with_curve: bool) -> RunResult:
         method=record["method"],
         label=f"{record['method']} ({settings})" if settings else record["method"],
         settings=settings,
-        lr=float(record["lr"]),
+        lr=lr,
         seed=int(record["seed"]),
         targets=targets,
         validation=dict(record["validation"]),

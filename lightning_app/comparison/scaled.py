@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 import yaml
@@ -13,10 +14,17 @@ from lightning_app.adapted import load_adapted
 from lightning_app.comparison.front import ScaledPoint
 from lightning_app.comparison.results import RunResult, over_targets
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, write_json
+from lightning_app.files import JSON, UNREADABLE, one_line, write_json
 from lightning_app.model.loss import IGNORED, OutputHead, sequence_loss_sums
 from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
+
+
+def require_scales(scales: Sequence[float]) -> None:
+    """Raises `UserError` where a scale is no number of at least zero."""
+    for scale in scales:
+        if not 0 <= scale < float("inf"):
+            raise UserError(f"--scale has {scale:g}; expected numbers of at least 0, such as 0,0.25,0.5,0.75,1,1.25")
 
 
 def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Losses]:
@@ -27,27 +35,41 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
     Raises:
         UserError: A scale is no number of at least zero, or the run has no best checkpoint.
     """
-    for scale in scales:
-        if not 0 <= scale < float("inf"):
-            raise UserError(f"--scale has {scale}; expected numbers of at least 0, such as 0,0.25,0.5,0.75,1,1.25")
+    require_scales(scales)
     best = folder.best_checkpoint()
     if best is None:
         raise UserError(f"{folder} has no best checkpoint yet; the same fit command goes on with the run")
     known: JSON = folder.read_scaled() if folder.scaled.is_file() else {}
     if known.get("checkpoint") != best.name:
         known = {"checkpoint": best.name, "losses": {}}
+    _require_losses(folder.scaled, known.get("losses"))
     missing = [scale for scale in scales if f"{scale:g}" not in known["losses"]]
     if missing:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        data = GlotCCDataModule(
-            language=config["language"], base=config["model"]["base"], base_revision=config["model"]["revision"],
-            **config["data"],
-        )  # fmt: skip
+        try:
+            config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+            data = GlotCCDataModule(
+                language=config["language"], base=config["model"]["base"], base_revision=config["model"]["revision"],
+                **config["data"],
+            )  # fmt: skip
+        except (*UNREADABLE, yaml.YAMLError) as error:
+            raise UserError(f"{folder.config} is damaged ({one_line(error)}); leave the run out") from error
         data.setup("validate")
         for scale in missing:
             known["losses"][f"{scale:g}"] = _losses(str(best), config, data, scale)
             write_json(folder.scaled, known)
     return {scale: known["losses"][f"{scale:g}"] for scale in scales}
+
+
+def _require_losses(path: Path, losses: object) -> None:
+    """Raises `UserError` unless there are numbers by scale and language: loss and bits per byte."""
+    scales = losses.values() if isinstance(losses, dict) else [None]
+    pairs = [pair for each in scales for pair in (each.values() if isinstance(each, dict) else [None])]
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs):
+        raise UserError(f"{path} is damaged (it holds no losses by scale and language); delete it and run again")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def scaled_point(run: RunResult, scale: float, losses: Losses) -> ScaledPoint:

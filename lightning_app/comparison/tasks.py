@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON
+from lightning_app.files import JSON, UNREADABLE, one_line
 from lightning_app.run import RunFolder
 
 
@@ -47,8 +47,8 @@ def read_tasks(folder: RunFolder) -> dict[str, TaskScore]:
         content = json.loads(path.read_text(encoding="utf-8"))
         both = {name: task for name, task in content["tasks"].items() if {"base", "adapted"} <= task.keys()}
         scores = {name: _score(task) for name, task in both.items()}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and evaluate the run again") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete it and evaluate the run again") from error
     _require_best_checkpoint(folder, path, content.get("checkpoint"))
     return scores
 

@@ -6,9 +6,7 @@ import socket
 from lightning_app.doctor.finding import Findings, ok, warning, wrong
 from lightning_app.doctor.folders import file_system
 from lightning_app.doctor.setup import Setup
-from lightning_app.training.trainer import require_srun
 
-_BY_HAND = ("MASTER_ADDR", "NODE_RANK")
 _OF_ONE_MACHINE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "apfs", "ramfs")
 
 
@@ -16,7 +14,6 @@ def check_launch(setup: Setup) -> Findings:
     """The devices are there, and who starts the processes starts as many as the keys say."""
     if setup.launch_refusal:
         yield wrong("trainer", setup.launch_refusal)
-    require_srun()
     if setup.launch is None:
         return
     nodes, devices = _number(setup.settings.trainer.num_nodes), setup.devices
@@ -25,9 +22,6 @@ def check_launch(setup: Setup) -> Findings:
     if started is not None and started != asked:
         said = f"{launcher} starts {started} processes, but devices x num_nodes is {devices} x {nodes}"
         yield wrong("processes", said, _keys_for(started))
-    elif started is None and nodes > 1 and (missing := [name for name in _BY_HAND if name not in os.environ]):
-        said = f"{nodes} nodes, but nobody starts their processes: no SLURM, no torchrun, and no {' or '.join(missing)}"
-        yield wrong("processes", said, "start it by srun, as slurm/train.sbatch does, or by torchrun on every node")
     else:
         by = f", started by {launcher}" if started is not None else ""
         yield ok("processes", f"{asked} on {nodes} node{'s' * (nodes > 1)}{by}")

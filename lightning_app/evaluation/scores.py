@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, write_json
+from lightning_app.files import JSON, UNREADABLE, one_line, write_json
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Scores:
             content: JSON = json.loads(path.read_text(encoding="utf-8"))
             metrics = {name: Metric(**_numbers(metric)) for name, metric in content.pop("metrics").items()}
             return cls(metrics=metrics, **content)
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
+        except UNREADABLE as error:
+            said = one_line(error)
             raise UserError(f"{path} does not hold the scores of a task ({said}); delete it and run again") from error
 
 

@@ -14,7 +14,7 @@ from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.stack import POLICIES, Policy, Stack
 from lightning_app.export.whole import new_whole
-from lightning_app.files import load_tensors, require_no_later_version, save_tensors, write_json
+from lightning_app.files import UNREADABLE, load_tensors, one_line, require_no_later_version, save_tensors, write_json
 
 RECORD = "neuroglot"
 """The folder, beside the weights, that says what is on them: stack.json, the deltas, and what they replaced."""
@@ -54,8 +54,9 @@ class Applied:
             if said["policy"] not in POLICIES:
                 raise ValueError(f"policy {said['policy']}")
             stack = Stack(deltas, said["policy"], tuple(said["weights"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{record}/stack.json is damaged ({error}); apply the deltas to the base again") from error
+        except UNREADABLE as error:
+            said = one_line(error)
+            raise UserError(f"{record}/stack.json is damaged ({said}); apply the deltas to the base again") from error
         return cls(files, stack, _read_replaced(record / "replaced.safetensors"))
 
     @property

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from lightning_app.errors import UserError
-from lightning_app.files import one_line
+from lightning_app.files import UNREADABLE, one_line
 from lightning_app.hub import hub_errors
 
 _INDEX = "model.safetensors.index.json"
@@ -54,8 +54,7 @@ class BaseFiles:
         self.folder = folder
         shards = sorted(path for path in folder.glob("*.safetensors"))
         if (index := folder / _INDEX).is_file():
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            shards = [folder / name for name in named]
+            shards = [folder / name for name in _named_shards(index)]
         if not shards:
             raise UserError(
                 f"{folder} has no safetensors; save the base once with transformers' save_pretrained, and give that "
@@ -90,7 +89,7 @@ class BaseFiles:
             try:
                 with safe_open(shard, framework="pt") as file:
                     where |= dict.fromkeys(file.keys(), shard)
-            except (SafetensorError, OSError) as error:
+            except UNREADABLE as error:
                 raise UserError(f"{shard} is not readable: {one_line(error)}; download the base again") from error
         return where
 
@@ -153,6 +152,17 @@ class BaseFiles:
             is_weights = path in self.shards or path.name == _INDEX or path.name.endswith(_OTHER_WEIGHTS)
             if path.is_file() and not is_weights and not (target / path.name).exists():
                 shutil.copyfile(path, target / path.name)
+
+
+def _named_shards(index: Path) -> list[str]:
+    """Returns the names of the files that an index distributes the weights over; they are all beside it."""
+    try:
+        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if outside := next((name for name in named if Path(name).name != name), None):
+            raise ValueError(f"it names {outside!a}, which is no file beside it")
+    except UNREADABLE as error:
+        raise UserError(f"{index} is no index of weights ({one_line(error)}); download the base again") from error
+    return named
 
 
 def _patch_file(path: Path, patches: Mapping[str, Patch]) -> None:

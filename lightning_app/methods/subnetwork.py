@@ -33,6 +33,8 @@ class SubnetworkTraining(Method):
     def __post_init__(self) -> None:
         if not self.projections:
             raise UserError("--model.projections is empty; expected some of gate, up and down")
+        if len(set(self.projections)) < len(self.projections):
+            raise UserError(f"--model.projections is {', '.join(self.projections)}; name each projection once")
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
         engine = PackedEngine if self.engine == "packed" else MaskedEngine

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, UNREADABLE, one_line
+from lightning_app.files import JSON, UNREADABLE, one_line, refused_object
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
 from lightning_app.model.attention import attend_without_masks
@@ -85,7 +84,12 @@ def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Bas
                 name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _UNUSABLE as error:
+        if found := refused_object(error):
+            raise UserError(
+                f"the weights of {name} hold a Python object ({found}), which could run code and is not loaded; give a "
+                "--model.base of safetensors"
+            ) from error
         raise unloadable("model", name, error) from error
     model, found = loaded
     twice = 2 * sum(weight.nbytes for weight in model.parameters())
@@ -141,7 +145,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except _UNUSABLE as error:
         raise unloadable("tokenizer", name, error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")

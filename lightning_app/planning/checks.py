@@ -117,6 +117,12 @@ def check_files_are_read(run: Checked) -> None:
             )
 
 
+def check_pool_is_compared(run: Checked) -> None:
+    """The pool has several languages, and those that have a rate of their own."""
+    if run.selects_neurons and run.module.subnetwork_path is None:
+        run.profiling.require_pool(run.profiling.pool(run.module.languages))
+
+
 def check_base_has_gated_ffns(run: Checked) -> None:
     """The base has neurons, as far as its configuration tells."""
     if run.selects_neurons:
@@ -179,6 +185,7 @@ CHECKS: tuple[Callable[[Checked], None], ...] = (
     check_blocks_fit_the_context,
     check_cache_is_a_folder,
     check_files_are_read,
+    check_pool_is_compared,
     check_base_has_gated_ffns,
     check_method_fits_the_base,
     check_subnetwork_is_the_bases,

@@ -26,6 +26,9 @@ Attention = tuple[Tensor, Tensor | None]
 """What an attention function of transformers returns: the output and, where asked for, its weights."""
 
 
+# Tokens of a batch that is followed operation by operation; what larger ones take beyond that grows in proportion.
+_FOLLOWED_TOKENS = 2**15
+
 # Of what lives at a time beside weights and states, what glibc holds more: it keeps and splits much of what is freed.
 _HELD_BY_HEAP = 1.5
 
@@ -102,22 +105,40 @@ def simulate(
         recompute_activations(model)
     step = _Step(model.train(), optimizer)
     with LiveBytes((*_tensors(model), *trained)) as live:
-        step.run(live, *batches.training)  # makes the states of the optimiser
+        T = batches.training[1]
+        step.run(live, 1, T)  # makes the states of the optimiser
         states = live.now
-        B, T = batches.training
-        mask = torch.empty((B, 1, T, T) if batches.are_documents_apart else 0, dtype=model.dtype, device="meta")
-        step.run(live, B, T)
-        del mask
+
+        def take(B: int) -> tuple[int, ...]:
+            mask = torch.empty((B, 1, T, T) if batches.are_documents_apart else 0, dtype=model.dtype, device="meta")
+            step.run(live, B, T)
+            del mask
+            return step.activations, step.logits, live.peak
+
+        activations, logits, peak = _in_proportion(take, *batches.training)
     gradients = sum(parameter.nbytes for parameter in trained)
     return Memory(
         weights=weights,
         neurons=beside + states + gradients,
-        activations=step.activations,
-        logits=step.logits,
-        training=weights + beside + live.peak,
+        activations=activations,
+        logits=logits,
+        training=weights + beside + peak,
         validation=validation_peak + beside + states,
         profiling=profiling_peak,
     )
+
+
+def _in_proportion(take: Callable[[int], tuple[int, ...]], batch_size: int, tokens: int) -> tuple[int, ...]:
+    """Returns what a batch takes: too large to be followed, what it takes beyond one that is not grows with its size.
+
+    >>> _in_proportion(lambda batch_size: (5 + 3 * batch_size,), batch_size=10**9, tokens=2**15)
+    (3000000005,)
+    """
+    small = max(1, _FOLLOWED_TOKENS // tokens)
+    if batch_size <= 2 * small:
+        return take(batch_size)
+    pairs = zip(take(small), take(2 * small), strict=True)
+    return tuple(twice + (twice - once) * (batch_size - 2 * small) // small for once, twice in pairs)
 
 
 def _trained(model: PreTrainedModel, method: Method, neurons: NeuronSet | None) -> tuple[int, Optimizer, list[Tensor]]:
@@ -189,14 +210,18 @@ class _Step:
         self.optimizer.zero_grad()
 
 
-@torch.no_grad()
 def _forward_peak(model: PreTrainedModel, batch_size: int, tokens: int, with_loss: bool) -> int:
-    with LiveBytes(_tensors(model)) as live:
-        ids = torch.zeros(batch_size, tokens, dtype=torch.int64, device="meta")
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        if with_loss:
-            token_loss_sum(hidden[:, :-1], OutputHead.of(model), ids[:, 1:])
-    return live.peak
+    @torch.no_grad()
+    def take(batch_size: int) -> tuple[int, ...]:
+        with LiveBytes(_tensors(model)) as live:
+            ids = torch.zeros(batch_size, tokens, dtype=torch.int64, device="meta")
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            if with_loss:
+                token_loss_sum(hidden[:, :-1], OutputHead.of(model), ids[:, 1:])
+        return (live.peak,)
+
+    (peak,) = _in_proportion(take, batch_size, tokens)
+    return peak
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

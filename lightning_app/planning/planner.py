@@ -97,6 +97,7 @@ class Planner:
                 for share in data.shares
             ]
             counted = [corpus.supply(language, self.profiling.tokens_per_language) for language in uncounted]
+        length = self._length(text)
         attached = module.method.attach(base.model, neurons)
         trained = attached.trained_parameters
         return Plan(
@@ -109,7 +110,7 @@ class Planner:
             text=text,
             profiling_text=counted,
             memory=self._memory(neurons, is_profiled=bool(uncounted)),
-            time=self._time(base, attached.lowest_layer, text, counted),
+            time=self._time(base, attached.lowest_layer, length, counted),
             disk=self._disk(trained, [*text, *counted]),
         )
 
@@ -204,15 +205,22 @@ class Planner:
             advice=_advice(simulated, memory, batches, (room - beside) * _GIB, device) if needed > room else None,
         )
 
-    def _time(self, base: Base, lowest_layer: int, text: list[Supply], counted: list[Supply]) -> TimePlan:
-        """Returns, per device, the seconds that every phase takes at the limit of frozen training."""
-        launch, data, model = self.launch, self.data, base.model
+    def _length(self, text: list[Supply]) -> RunLength:
+        """Returns how long the run is on the text that there is; raises `UserError` where that is less than a step."""
+        launch, data = self.launch, self.data
         wanted = [min(supply.wanted, (supply.available or supply.wanted) * data.epochs) for supply in text]
         tokens = sum(wanted) if text else data.token_budget
         length = RunLength(
             tokens // data.block_size, data.block_size, data.batch_size, launch.processes, launch.accumulate,
             launch.max_steps,
         )  # fmt: skip
+        length.require_step(data.block_size)
+        return length
+
+    def _time(self, base: Base, lowest_layer: int, length: RunLength, counted: list[Supply]) -> TimePlan:
+        """Returns, per device, the seconds that every phase takes at the limit of frozen training."""
+        launch, data, model = self.launch, self.data, base.model
+        tokens = length.tokens
         profiled = sum(min(supply.wanted, supply.available or supply.wanted) for supply in counted)
         validated = (2 + length.steps // launch.validate_every) * _FLORES_TOKENS * len(data.validation_languages)
         block_size = self.profiling.block_size_on(base)

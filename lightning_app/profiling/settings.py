@@ -62,7 +62,8 @@ class ProfilingSettings:
         if min(self.tokens_per_language, self.block_size, self.batch_size) < 1:
             raise UserError("--profiling.tokens_per_language, block_size and batch_size must be above zero")
         _ = self.sizes  # refuses what is out of range
-        named_once("--profiling.languages", self.languages)
+        if not named_once("--profiling.languages", self.languages):
+            raise UserError("--profiling.languages is empty; expected the languages to compare the target with")
         if self.stop_when_stable is not None and not 0 < self.stop_when_stable <= 1:
             raise UserError(
                 f"--profiling.stop_when_stable is {self.stop_when_stable}; expected an overlap above 0, up to 1"
@@ -95,6 +96,15 @@ class ProfilingSettings:
             self.rate, self.quantile, self.rates or {}, self.parameters, self.threshold, self.most_per_layer,
             self.fewest_per_layer,
         )  # fmt: skip
+
+    def require_pool(self, pool: list[Language]) -> None:
+        """Raises `UserError` where a pool cannot be selected from: it compares nothing, or lacks one with a rate."""
+        if len(pool) < 2:
+            raise UserError(
+                f"the pool is {', '.join(map(str, pool)) or 'empty'}: how special a neuron is to a language shows only "
+                "beside others; name more in --profiling.languages"
+            )
+        self.sizes.require_pool(pool)
 
     def select(self, atlas: Atlas, pool: list[Language]) -> Subnetworks:
         """Returns the neurons of every language of ``pool``."""

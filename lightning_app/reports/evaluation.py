@@ -11,7 +11,7 @@ from lightning_app.evaluation.contestants import ADAPTED, BASE
 from lightning_app.evaluation.differences import Difference
 from lightning_app.evaluation.evaluation import Outcome
 from lightning_app.evaluation.translation import CORPUS_METRICS
-from lightning_app.files import JSON, one_line
+from lightning_app.files import JSON, UNREADABLE, one_line
 from lightning_app.reports.metrics import digits, heading, shown_factor
 
 _WIDTH = 118
@@ -47,7 +47,7 @@ def read_evaluation(path: Path) -> JSON:
         if not all(isinstance(task, dict) for task in content["tasks"].values()):
             raise TypeError("its tasks are no JSON objects")
         return content
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); delete it and run again") from error
 
 

@@ -1,6 +1,5 @@
 """The Trainer: Lightning's, with the settings this method needs and atomic checkpoints."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint, save_checkpoint
 from lightning_app.model.base import base_dtype
 from lightning_app.progress import ByteProgress, bytes_of, watched
-from lightning_app.training.launching import end_together
+from lightning_app.training.launching import end_together, require_started
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -84,15 +83,16 @@ class NeuroglotTrainer(Trainer):
         plugins: Any = None,
         **kwargs: Any,
     ) -> None:
-        if validate_every < 1 or accumulate_grad_batches < 1 or not save_every > 0:
-            raise UserError("--trainer.validate_every, accumulate_grad_batches and save_every must be above zero")
-        _require_whole_runs({**kwargs, "gradient_clip_val": gradient_clip_val})
         base_dtype(precision)
+        require_trainer_keys({
+            **kwargs, "validate_every": validate_every, "accumulate_grad_batches": accumulate_grad_batches,
+            "save_every": save_every, "log_every_n_steps": log_every_n_steps, "gradient_clip_val": gradient_clip_val,
+        })  # fmt: skip
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
             log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices,
             accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
-            plugins=_plugins(plugins, kwargs),
+            plugins=_plugins(plugins),
             # One pass over an order that holds every epoch, as long as the data module says: a position is one number,
             # which is not true of batches repeated for ever, or of a loader that begins at the checkpoint's again.
             max_epochs=1, min_epochs=None, min_steps=None, overfit_batches=0.0, reload_dataloaders_every_n_epochs=0,
@@ -118,10 +118,18 @@ class NeuroglotTrainer(Trainer):
         return self.datamodule.length
 
 
-def _require_whole_runs(keys: JSON) -> None:
-    """Raises `UserError` for keys of Lightning under which a run trains nothing, or could never go on."""
+def require_trainer_keys(keys: JSON) -> None:
+    """Raises `UserError` for keys with which a run fails, trains or validates nothing, or could never go on."""
+    for name in ("validate_every", "save_every", "accumulate_grad_batches", "log_every_n_steps"):
+        if not keys[name] > 0:
+            raise UserError(f"--trainer.{name} is {keys[name]}; expected a number above zero")
     if keys.get("max_steps") == 0:
         raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
+    if keys.get("limit_val_batches") == 0:
+        raise UserError(
+            "--trainer.limit_val_batches is 0, which measures nothing, so that no checkpoint would be the best; "
+            "leave it out, or validate less often with --trainer.validate_every"
+        )
     limit = keys.get("limit_train_batches")
     if limit is not None and not (isinstance(limit, float) and limit == 1.0):
         raise UserError(
@@ -133,6 +141,7 @@ def _require_whole_runs(keys: JSON) -> None:
     clip = keys["gradient_clip_val"]
     if clip is not None and not clip > 0:
         raise UserError(f"--trainer.gradient_clip_val is {clip}; expected a number above zero, or null")
+    require_started(keys.get("num_nodes", 1))
 
 
 def _tensor_bytes(content: object) -> int:
@@ -143,33 +152,9 @@ def _tensor_bytes(content: object) -> int:
     return sum(map(_tensor_bytes, inside))
 
 
-def _plugins(given: Any, kwargs: JSON) -> list[Any]:
-    require_launcher(kwargs.get("num_nodes", 1))
-    if kwargs.get("max_steps") == 0:
-        raise UserError("--trainer.max_steps is 0, which trains nothing; expected a number above zero, or -1")
+def _plugins(given: Any) -> list[Any]:
     own: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
-        require_srun()
         # Lightning's requeue saves inside the signal handler, which can deadlock; the same command resumes anyway.
         own.append(SLURMEnvironment(auto_requeue=False))
     return [*own, *(given if isinstance(given, list) else [given] if given is not None else [])]
-
-
-def require_srun() -> None:
-    """Raises `UserError` where a SLURM allocation of several tasks runs this program without srun."""
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
-        raise UserError(
-            f"this SLURM allocation has {tasks} tasks but the program was not started by srun, so the others would "
-            "never join; put srun in front of the command"
-        )
-
-
-def require_launcher(num_nodes: object) -> None:
-    """Raises `UserError` where several nodes are asked for and nothing starts the program on them: it would wait."""
-    started = ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "NODE_RANK", "MASTER_ADDR", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
-    if isinstance(num_nodes, int) and num_nodes > 1 and not any(name in os.environ for name in started):
-        raise UserError(
-            f"--trainer.num_nodes is {num_nodes}, but nothing starts the program on the other nodes; use srun (see "
-            "slurm/train.sbatch) or torchrun, or set MASTER_ADDR and NODE_RANK on each"
-        )
