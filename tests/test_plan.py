@@ -168,8 +168,8 @@ def test_large_batches_are_planned_in_proportion_to_smaller_ones(monkeypatch):
 
 @fault("plan for a batch that no machine holds, of more text than there is")
 def test_a_batch_that_cannot_be_is_refused_or_planned_at_once(workplace, capsys):
-    refused(capsys, ["plan", *workplace.adapt()[1:], "--data.batch_size=1000000"],
-            "the text gives 192 sequences of 64 tokens and one step takes 1000000; .*lower --data.batch_size")  # fmt: skip
+    line = "the text gives 192 sequences of 64 tokens and one step takes 1000000; .*lower --data.batch_size"
+    refused(capsys, ["plan", *workplace.adapt()[1:], "--data.batch_size=1000000"], line)
     started = time.process_time()
     found = plan(workplace, capsys, "--data.validation_batch_size=1000000000")["memory"]
     assert time.process_time() - started < 20

@@ -43,7 +43,7 @@ FIT = Verb(
     "stopped.",
     (
         "language", "model.base", "model.method", "model.lr", "profiling.rate", "data.token_budget", "data.files",
-        "data.watch", "trainer.devices", "resume", "track",
+        "data.watch", "trainer.devices", "resume",
     ),
     {
         "resume": (
