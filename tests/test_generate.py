@@ -202,14 +202,22 @@ def test_a_file_is_answered_as_transformers_answers_it(run, workplace, tmp_path,
         f"--prompts={tmp_path / 'prompts.jsonl'}",
         f"--out={out}",
         "--max-new-tokens=12",
+<<<<<<< HEAD
         "--scale=40",  # a few steps of a small model change no word by themselves
+=======
+        "--scale=4",
+>>>>>>> w10
         "--trainer.accelerator=cpu",
     ]
     assert main(["generate", str(run), *keys]) == 0, capsys.readouterr().err
     said, found = capsys.readouterr().out, rows(out)
     assert [row["prompt"] for row in found] == PROMPTS
     tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
+<<<<<<< HEAD
     for name, place, scale in (("base", workplace.folder / "runs/base/model", 1.0), ("adapted", run, 40.0)):
+=======
+    for name, place, scale in (("base", workplace.folder / "runs/base/model", 1.0), ("adapted", run, 4.0)):
+>>>>>>> w10
         model = load_adapted(place, scale=scale).model
         for row in found:
             ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
@@ -245,7 +253,7 @@ def test_prompts_are_typed_until_an_empty_line(run, tmp_path, capsys, monkeypatc
 
 def test_ctrl_c_keeps_what_is_answered(run, tmp_path):
     out = tmp_path / "out.jsonl"
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS * 2000), encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS * 200), encoding="utf-8")
     command = [sys.executable, str(ROOT / "main.py"), "generate", str(run), f"--prompts={tmp_path / 'prompts.txt'}"]
     process = subprocess.Popen(
         [*command, f"--out={out}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -259,7 +267,7 @@ def test_ctrl_c_keeps_what_is_answered(run, tmp_path):
     said, failed = process.communicate(timeout=120)
     assert process.returncode == 130
     assert failed == ""
-    kept = int(re.search(r"interrupted; (\d+) of 6000 prompts are answered", said)[1])
+    kept = int(re.search(r"interrupted; (\d+) of 600 prompts are answered", said)[1])
     assert len(rows(out)) == kept > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.txt"]
 

@@ -82,6 +82,9 @@ def test_a_published_neuron_set_atlas_and_delta_are_read_by_their_name(workplace
     assert main(["apply", "hub:owner/delta", base, f"--out={tmp_path / 'named'}"]) == 0
     assert main(["apply", str(run), base, f"--out={tmp_path / 'local'}"]) == 0
     assert (tmp_path / "named/model.safetensors").read_bytes() == (tmp_path / "local/model.safetensors").read_bytes()
+    asked = [base, "--prompt=x", "--max_new_tokens=3", f"--out={tmp_path / 'answers.jsonl'}"]
+    assert main(["generate", "hub:owner/delta", *asked]) == 0, capsys.readouterr().err
+    assert '"adapted": ["hub:owner/delta"]' in (tmp_path / "answers.jsonl").read_text()
     capsys.readouterr()
     keys = [key for key in workplace.adapt("hubbed") if not key.startswith("fit")]
     assert main(["plan", *keys, "--model.subnetwork=hub:owner/set"]) == 0

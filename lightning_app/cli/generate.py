@@ -24,7 +24,7 @@ from lightning_app.languages import Language, find_language
 from lightning_app.model.sampling import Sampling
 from lightning_app.reports.sheet import sheet_csv, sheet_html, sheet_key
 from lightning_app.reports.stacking import format_overlaps
-from lightning_app.run import RunFolder, is_first_process
+from lightning_app.run import is_first_process
 
 GENERATE = Verb(
     "generate",
@@ -82,7 +82,7 @@ def generate(arguments: list[str], shows_all: bool) -> None:
     if len(source.paths) > 1:
         say(format_overlaps(source.stack.overlaps()))
     two = BaseAndAdapted.load(source, fabric.device)
-    side_by_side = SideBySide(two, sampling, settings.chat, _made_by(two, source, settings))
+    side_by_side = SideBySide(two, sampling, settings.chat, _made_by(two, settings))
     side_by_side.require_room(prompts or [])
     side_by_side.answer_all(typed() if prompts is None else prompts, out)
     if sheet is not None:
@@ -116,11 +116,15 @@ def _target(path: str | None, key: str) -> Path | None:
 
 
 def _find_source(settings: Namespace, has_revision: bool) -> Source:
-    named = settings.source if isinstance(settings.source, list) else [settings.source]
-    paths = [find_source(each, Path(settings.run_dir)) for each in named]
+    paths = [find_source(each, Path(settings.run_dir)) for each in _named(settings)]
     revision = settings.model.revision if has_revision else None
     weights = read_weights(settings.weights)
     return Source.find(paths, settings.base, revision, settings.scale, False, settings.policy, weights)
+
+
+def _named(settings: Namespace) -> list[str]:
+    """Returns what is asked; `of_run` has put the newest run where nothing was named."""
+    return settings.source if isinstance(settings.source, list) else [settings.source]
 
 
 def _language(given: str | None, source: Source) -> Language | None:
@@ -130,12 +134,12 @@ def _language(given: str | None, source: Source) -> Language | None:
     return find_language(source.languages[0]) if len(source.languages) == 1 else None
 
 
-def _made_by(two: BaseAndAdapted, source: Source, settings: Namespace) -> JSON:
+def _made_by(two: BaseAndAdapted, settings: Namespace) -> JSON:
     keys = ("chat", "temperature", "top_p", "max_new_tokens", "seed", "scale")
     return {
         "version": __version__,
         "base": two.identity.as_dict(),
-        "adapted": [str(RunFolder.of(path) if path.suffix == ".ckpt" else path) for path in source.paths],
+        "adapted": _named(settings),
         **{key: settings[key] for key in keys},
     }
 
