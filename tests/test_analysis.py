@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import statistics
 
 import pytest
@@ -192,11 +193,15 @@ def test_a_model_against_itself_changed_nowhere_and_other_neurons_are_refused():
 
 def test_a_run_is_analysed_into_files_that_say_what_the_terminal_says(workplace, tmp_path, capsys):
     run = workplace.folder / "runs/adapted"
-    assert command_line(["analyze", str(run), "--out", str(tmp_path), "--what", "neurons,overlap,scores,change"]) == 0
+    keys = [f"--data.flores={workplace.hub}", "--sentences=6", "--trainer.accelerator=cpu"]
+    assert command_line(["analyze", str(run), "--out", str(tmp_path), *keys]) == 0
     said = capsys.readouterr().out
-    for name in ("neurons", "overlap-family", "overlap-script", "scores", "change"):
+    of_language = ("tokens-qah-Deva", "alignment-qah-Deva")
+    for name in ("neurons", "overlap-family", "overlap-script", "scores", "change", *of_language, "causal"):
         for suffix in ("json", "png", "svg"):
             assert (tmp_path / f"{name}.{suffix}").stat().st_size > 500
+    for name, why in (("stability", "stop_when_stable"), ("script", "--what names it"), ("runs", "several finished")):
+        assert re.search(f"left out: {name}, .*{why}", said)
     neurons = json.loads((tmp_path / "neurons.json").read_text())["result"]
     place = neurons["languages"].index("qah-Deva")
     change = json.loads((tmp_path / "change.json").read_text())["result"]
@@ -206,6 +211,9 @@ def test_a_run_is_analysed_into_files_that_say_what_the_terminal_says(workplace,
     scores = json.loads((tmp_path / "scores.json").read_text())["result"]
     assert f"{scores['tau']:.4f}" in said
     assert scores["rate"] == 0.1
+    # FLORES has none of the paper's languages here: those of the pool are compared.
+    alignment = json.loads((tmp_path / "alignment-qah-Deva.json").read_text())["result"]
+    assert sorted(alignment["others"]) == sorted(set(neurons["languages"]) - {"qah-Deva"})
 
 
 def test_what_cannot_be_analysed_is_one_line(workplace, tmp_path, capsys):

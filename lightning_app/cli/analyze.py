@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -78,8 +79,12 @@ def analyze(arguments: list[str], shows_all: bool) -> None:
 
 def _write(results: Iterator[object], folder: Path) -> list[Path]:
     written: list[Path] = []
+    names: list[str] = []
     for result in results:
         shown = show(result)
+        names.append(shown.name)
+        if names.count(shown.name) > 1:  # two methods' runs on one language, say
+            shown = replace(shown, name=f"{shown.name}-{names.count(shown.name)}")
         written += shown.write(folder)
         say(f"{shown.title}\n{shown.table}\n")
     return written
