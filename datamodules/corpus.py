@@ -184,6 +184,10 @@ class Corpus:
         end = cast(int, self.tokenizer.eos_token_id)
         return cut_blocks(chunking, cache, block_size, budget, end, self.start_token)
 
+    def text(self, language: Language) -> TextSource:
+        """Returns all text of a language, nothing left out; raises `UserError` where there can be none."""
+        return self._source(language)
+
     def _training_source(self, language: Language) -> TextSource:
         source = self._source(language)
         if language not in [share.language for share in self.shares]:

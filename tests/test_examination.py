@@ -1,5 +1,6 @@
 """What is said of a text before it is trained on, against plain counts."""
 
+import json
 import random
 
 import numpy as np
@@ -9,7 +10,9 @@ from datamodules.examination import examine, fertility_of
 from datamodules.flores import read_flores
 from datamodules.held_out import HeldOutText
 from datamodules.sources import open_source
+from lightning_app.cli import main
 from lightning_app.languages import find_language
+from tests.faults import refused
 from tests.test_filters import noisy_rows, parquet
 from tests.tokenizer_kinds import TEXTS, made
 
@@ -55,6 +58,20 @@ def test_a_report_says_what_a_naive_look_finds(tmp_path):
     first = examine(source, {}, most=700)
     assert (first.documents, first.is_whole, first.near_duplicates) == (700, False, None)
     assert first.text_bytes == sum(len(text.encode()) for text in texts[:700])
+
+
+def test_the_text_of_a_language_is_told_on_the_command_line(workplace, capsys, tmp_path):
+    keys = [f"--data.source={workplace.hub}", f"--data.flores={workplace.hub}", "--language=qah-Deva", "--documents=40"]
+    base = f"--model.base={workplace.folder / 'runs/base/model'}"
+    assert main(["analyze", "--text", *keys, base, f"--out={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "documents   40, the first of more" in said
+    assert "tokens a word" in said
+    found = json.loads((tmp_path / "text.json").read_text())["qah-Deva"]
+    assert found["text"]["documents"] == 40
+    assert found["fertility"]["bytes_per_token"] > 1
+    refused(capsys, ["analyze", "--text", *keys[:2]], "no language whose text to look at")
+    refused(capsys, ["analyze", "--text", *keys[:3], "--documents=0"], "--documents is 0")
 
 
 def test_real_text_holds_what_was_planted(shared, tmp_path):

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from datamodules.examination import Fertility
+from datamodules.examination import Fertility, TextReport
 from datamodules.supply import Supply
-from lightning_app.languages import find_language
+from lightning_app.languages import Language, find_language
 from lightning_app.planning.plan import DiskPlan, EvaluationPlan, MemoryPlan, Plan, TaskPlan, TimePlan
 from lightning_app.progress import duration, short
 from lightning_app.training.metrics import NOISE, Errors, Losses, is_beyond_noise
 
 _GIB = 2**30
+_SHOWN = 5
 
 LOSSES = (
     "nats per token are the mean of -ln of the right token's probability, bits per byte compare across tokenizers; "
@@ -121,6 +122,26 @@ def describe_fertility(found: Fertility) -> str:
     if found.fallback:
         parts.append(f"{100 * found.fallback:.1f} % of them parts of characters")
     return ", ".join(parts)
+
+
+def format_text(language: Language, found: TextReport, cut: Fertility | None) -> str:
+    """Returns what a text is, before it is trained on."""
+    low, middle, high = found.lengths or [0, 0, 0]
+    share, more = 100 / max(found.documents, 1), "" if found.is_whole else ", the first of more"
+    held = [f"{100 * part:.2f} % of {split}" for split, part in found.held_out.items()]
+    rows = [
+        ("documents", f"{found.documents}{more}, {short(found.text_bytes)}B"),
+        ("a document", f"{short(middle)}B in the middle, four of five between {short(low)}B and {short(high)}B"),
+        ("tokenizer", describe_fertility(cut) if cut is not None else ""),
+        ("warnings", ", ".join(f"{kind} {count}" for kind, count in found.warnings.items()) or "none"),
+        ("certainty", ", ".join(f"{value:.2f}" for value in found.certainty) or "none is given"),
+        ("FLORES", f"runs of 13 words that are in the text: {', '.join(held)}"),
+        ("", f"{found.documents_holding} documents hold some ({found.documents_holding * share:.2f} %)"),
+        ("duplicates", f"{found.exact_duplicates} exact ({found.exact_duplicates * share:.2f} %)"),
+        ("", f"{found.near_duplicates} with near ones" if found.near_duplicates is not None else ""),
+        *(("holds", f"document {each['document']}: {each['begins']!r}") for each in found.holding[:_SHOWN]),
+    ]  # fmt: skip
+    return "\n".join([f"text of {language}", *(f"  {name:<12}{value}" for name, value in rows if value)])
 
 
 def _format_supplies(title: str, supplies: list[Supply]) -> list[str]:
