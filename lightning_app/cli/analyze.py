@@ -100,7 +100,7 @@ def _analyze_text(arguments: list[str], shows_all: bool) -> None:
     for share in data.targets:
         language = share.language
         sentences = flores.sentences(language)
-        held_out = {split: HeldOutText(texts, language.script) for split, texts in sentences.items()}
+        held_out = {str(split): HeldOutText(texts, language.script) for split, texts in sentences.items()}
         found = examine(corpus.text(language), held_out, settings.documents, settings.near)
         cut = fertility_of(corpus.tokenizer, language, sentences["devtest"]) if has_tokenizer else None
         say(format_text(language, found, cut))
