@@ -3,6 +3,9 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
 import pyarrow as pa
@@ -25,10 +28,11 @@ from lightning_app.comparison.results import read_result
 from lightning_app.languages import find_language
 from lightning_app.planning.checks import require_checks
 from lightning_app.run import RunFolder
-from tests.any_input import VALUES, property_based, reads_or_one_line
+from tests.any_input import EXAMPLES, VALUES, property_based, reads_or_one_line
+from tests.conftest import ROOT
 from tests.runs_by_hand import write_run
 
-pytestmark = pytest.mark.slow  # hypothesis follows every line that torch and tarfile run: minutes
+pytestmark = pytest.mark.timeout(3000 if EXAMPLES in os.environ else 120)  # an answer is a line, and soon
 
 WELSH = find_language("cy")
 LINES = st.lists(st.sampled_from(["a", "b\u2028c", "é", "", " ", "\ufeff"]) | st.text(max_size=4), max_size=8)
@@ -154,8 +158,6 @@ def named(case):
         raise
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @property_based
 @given(st.sampled_from(KEYS), VALUES)
 def test_any_value_of_any_key_is_used_or_one_line(workplace, tmp_path, key, value):
@@ -172,8 +174,6 @@ def tarball(content):
     return whole.getvalue()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @property_based
 @given(st.sampled_from(["cym_Latn.parquet", "cym_Latn.dev", "f.tar.gz"]), st.binary(max_size=200), st.booleans(), FLIPS)
 def test_any_bytes_are_flores_or_one_line(tmp_path_factory, name, content, is_tarball, flips):
@@ -215,12 +215,13 @@ def test_any_value_in_the_records_of_a_run_is_used_or_one_line(tmp_path_factory,
         reads_or_one_line(folder.read_scaled)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @property_based
 @given(st.binary(max_size=120))
 @example(b"[]")
 @example(b"3")
+@example(b"\xff")
+@example(b"[" * 100_000)
+@example(b'{"step": NaN}\n{"step": "3"}\n{"step": [1]}\n{"time": 1}\n"step"\nnull')
 def test_any_bytes_are_records_of_a_run_or_one_line(tmp_path, content):
     folder = RunFolder(tmp_path / "a")
     folder.path.mkdir(exist_ok=True)
@@ -243,3 +244,14 @@ def test_any_value_in_a_checkpoint_is_used_or_one_line(workplace, tmp_path_facto
     path = tmp_path_factory.mktemp("checkpoint") / "any.ckpt"
     torch.save(content, path)
     reads_or_one_line(load_adapted, path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("file", ["test_any_input.py", "test_damaged_files.py"])
+def test_a_longer_search_finds_nothing_more(file, tmp_path):
+    """Twenty times as many examples, others each time; in a process of its own, which reads how many at its start."""
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-k", "any or flipped or edited", f"tests/{file}"]
+    command += ["-p", "no:cacheprovider", f"--basetemp={tmp_path}", "--timeout=3000"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, EXAMPLES: "300"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -73,7 +73,13 @@ def _is_number(value: object) -> bool:
 
 
 def scaled_point(run: RunResult, scale: float, losses: Losses) -> ScaledPoint:
-    """Returns what a run gains and loses with its change at a scale, of `scaled_losses`."""
+    """Returns what a run gains and loses with its change at a scale, of `scaled_losses`.
+
+    Raises:
+        UserError: They are not of its languages.
+    """
+    if missing := sorted({*run.targets, *run.watched} - set(losses)):
+        raise UserError(f"the losses of {run.folder} at other scales lack {missing[0]}; delete scaled.json, run again")
     loss = over_targets({code: nats for code, (nats, _) in losses.items()}, run.targets)
     rises = [losses[code][0] - run.before[code][0] for code in run.watched]
     retention = sum(rises) / len(rises) if rises else math.nan

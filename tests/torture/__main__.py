@@ -26,9 +26,9 @@ from tests.torture.scenes import Scene
 from tests.torture.traced import Attempt
 from tests.torture.trials import Outcome
 
-BASE = "base"
+BASE, NEURONS, EXPORT = "base", "neurons", "export"
 _MAKERS = {
-    "neurons": scenes.adapted, "adapter": scenes.adapter, "atlas": scenes.profiles, "comparison": scenes.comparison,
+    NEURONS: scenes.adapted, "adapter": scenes.adapter, "atlas": scenes.profiles, "comparison": scenes.comparison,
 }  # fmt: skip
 _RARER = 5  # kills at random moments are so many times fewer where a scene starts processes, which takes long
 
@@ -42,9 +42,11 @@ def main() -> int:
     write_hub(hub, megabytes=0.02, dev=12, devtest=12, seed=0)
     scenery = {BASE: scenes.new_base(hub)}  # always played: the others adapt what it makes
     scenery |= {name: make(hub, root / BASE / "whole/runs/base/model") for name, make in _MAKERS.items()}
+    scenery[EXPORT] = scenes.exports(hub, root / NEURONS / "whole/runs/adapted")
+    played = {BASE, *options.scenes, *([NEURONS] if EXPORT in options.scenes else [])}
     outcomes: list[Outcome] = []
     for name, scene in scenery.items():
-        if name in (BASE, *options.scenes):
+        if name in played:
             trials.run_scene(scene, root / name / "first", root / name / "logs")
             _import_what_they_imported(root / name / "logs")
             whole = trials.run_scene(scene, root / name / "whole", root / name / "logs")
@@ -67,7 +69,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    every = [BASE, *_MAKERS]
+    every = [BASE, *_MAKERS, EXPORT]
     parser.add_argument("--scenes", nargs="*", choices=every, default=every)
     parser.add_argument("--changes", type=int, help="kills at changes, drawn for each scene; every one if not given")
     parser.add_argument("--random", type=int, default=40, help="kills at random moments of each scene")

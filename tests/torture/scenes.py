@@ -20,11 +20,13 @@ class Scene:
         name: Short.
         commands: Arguments of the command line; paths are relative to the folder.
         starts_processes: Whether a command starts others, which makes it slow.
+        whole: What a command says that was killed when it had done everything, and is given again.
     """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     starts_processes: bool = False
+    whole: str | None = None
 
 
 def _keys(hub: Path, **changes: object) -> list[str]:
@@ -86,3 +88,16 @@ def comparison(hub: Path, base: Path) -> Scene:
     keys = [key for key in _adapting(hub, base, name="compared") if not key.startswith("--model.lr")]
     grid = ["--methods=subnetwork,ffn", "--lrs=10x", "--scale=0.5,1"]
     return Scene("a comparison", (("compare", *keys, *grid),), starts_processes=True)
+
+
+def exports(hub: Path, run: Path) -> Scene:
+    """What a run trained, in every form but that of another program; put onto its base, and taken off again."""
+    keys = [f"--source={run}", *_keys(hub)]
+    forms = {"delta": "delta.safetensors", "hf": "whole", "lora": "adapter"}
+    commands = [("export", f"--to={form}", f"--out={out}", *keys) for form, out in forms.items()]
+    off = ("apply", "--remove", "--base=applied", "--out=bare")
+    return Scene(
+        "exports",
+        (*commands, ("apply", "delta.safetensors", "--out=applied"), off),
+        whole="exists; choose another --out",
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Where a run is, by what it is in. An export verb, once there is one, gets a line here and a scene of its own.
+# Where a run is, by what it is in.
 PHASES = {
     "tokenizer": [("datamodules.corpus", "train_tokenizer")],
     "caching": [("datamodules.token_cache", "_Filler.run")],
@@ -27,6 +27,9 @@ PHASES = {
     "record": [("callbacks.run_record", f"RunRecord.on_{hook}") for hook in ("fit_start", "train_end", "fit_end")],
     "a run of a comparison": [("lightning_app.cli.compare", "_fit")],
     "comparing": [("lightning_app.cli.compare", "_report")],
+    "exporting": [("lightning_app.cli.export", "write")],
+    "verifying": [("lightning_app.export.exporting", "verify")],
+    "applying": [("lightning_app.export.applied", "Applied.write")],
 }  # fmt: skip
 STARTING = "starting"  # reading the configuration, loading base and tokenizer, and between the others
 # What changes the folder; a file that is written through is complete, and not yet in its place.
