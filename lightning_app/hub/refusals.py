@@ -149,7 +149,7 @@ def gated(
 
 def unloadable(what: str, name: str, error: Exception) -> UserError:
     """Returns one line for what transformers says at length when it cannot load something."""
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in reason or "contains custom code" in reason:
         return UserError(
             f"{name} comes with code of its own, which is never run; give a --model.base that transformers knows itself"

@@ -22,7 +22,7 @@ from lightning_app.files import JSON, UNREADABLE, one_line, refused_object
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
 from lightning_app.model.attention import attend_without_masks
-from lightning_app.model.loading import shown_loading
+from lightning_app.model.loading import require_floats, shown_loading
 from lightning_app.progress import ByteProgress
 from lightning_app.run import is_first_process
 
@@ -30,6 +30,7 @@ NEW = "new"
 """Name of a base that is made, not loaded."""
 
 _UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
+_LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
 
@@ -79,23 +80,35 @@ def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Bas
         UserError: There is none, it is gated, out of reach, damaged, or lacks weights.
     """
     try:
+        require_floats(name, revision)
         with shown_loading(name, revision):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
     except _UNUSABLE as error:
-        if found := refused_object(error):
-            raise UserError(
-                f"the weights of {name} hold a Python object ({found}), which could run code and is not loaded; give a "
-                "--model.base of safetensors"
-            ) from error
-        raise unloadable("model", name, error) from error
+        raise _unusable_weights(name, error) from error
     model, found = loaded
     twice = 2 * sum(weight.nbytes for weight in model.parameters())
     with ByteProgress(f"checking {name}", twice, is_shown=is_first_process(), is_brief=True) as progress:
         _require_whole(model, name, sorted(found["missing_keys"]), progress)
         return Base(model.requires_grad_(False), identity_of(model, name, progress.advance))
+
+
+def _unusable_weights(name: str, error: Exception) -> UserError:
+    """Returns one line for what transformers and torch say at length of files that do not hold a model's weights."""
+    if found := refused_object(error):
+        return UserError(
+            f"the weights of {name} hold a Python object ({found}), which could run code and is not loaded; give a "
+            "--model.base of safetensors"
+        )
+    if "Weights only load failed" in str(error):
+        return UserError(f"the weights of {name} are no file of torch; download them again, as safetensors if you can")
+    if "ignore_mismatched_sizes" in str(error):
+        return UserError(
+            f"the weights of {name} have other shapes than its config.json says; download both again, of one revision"
+        )
+    return unloadable("model", name, error)
 
 
 def _require_whole(model: PreTrainedModel, name: str, missing: list[str], progress: ByteProgress) -> None:
@@ -130,6 +143,7 @@ def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torc
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = read_architecture({**own, **architecture})
+    _require_sizes(config, NEW)
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, TypeError, AttributeError) as error:
@@ -154,6 +168,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 def _made_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
     """Returns a model of a configuration; raises `UserError` where it is none of a causal language model."""
+    _require_sizes(config, name or NEW)
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except _UNUSABLE as error:
@@ -162,6 +177,18 @@ def _made_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | No
         raise UserError(
             f"{name or NEW} is a {config.model_type} model, which is no causal language model; check --model.base"
         ) from error
+
+
+def _require_sizes(config: PretrainedConfig, name: str) -> None:
+    """Raises `UserError` where a configuration has a size or share that no model has: it would take hours, or fail."""
+    text = config.get_text_config()
+    for key, most in _LARGEST.items():
+        size = getattr(text, key, None)
+        if isinstance(size, int) and not 1 <= size <= most:
+            raise UserError(f"the configuration of {name} has {key} {size}; expected 1 to {most}")
+    for key, share in text.to_dict().items():
+        if key.endswith(("dropout", "pdrop")) and isinstance(share, (int, float)) and not 0 <= share < 1:
+            raise UserError(f"the configuration of {name} has {key} {share}; expected at least 0, below 1")
 
 
 def read_architecture(architecture: JSON) -> PretrainedConfig:

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import DryRunError, HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
+from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
+from lightning_app.errors import UserError
 from lightning_app.progress import ByteProgress, TokenProgress, bytes_of, watched
 from lightning_app.run import is_first_process
 
@@ -34,6 +36,26 @@ def base_size(name: str, revision: str | None) -> tuple[int | None, int | None]:
     except (DryRunError, HfHubHTTPError, OSError):
         return None, None
     return sum(f.file_size or 0 for f in files), sum(f.file_size or 0 for f in files if f.will_download)
+
+
+def require_floats(name: str, revision: str | None) -> None:
+    """Raises `UserError` where weights that are here are whole or complex numbers, which transformers would cut to fit.
+
+    Quantised ones are, and come with a configuration that says so.
+    """
+    cached = None if Path(name).is_dir() else try_to_load_from_cache(name, "config.json", revision=revision)
+    folder = Path(cached).parent if isinstance(cached, str) else Path(name)
+    config = folder / "config.json"
+    if not config.is_file() or b'"quantization_config"' in config.read_bytes():
+        return
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - no mapping
+        for key, kind in kinds.items():
+            if key.endswith(".weight") and not kind.startswith(("F", "BF")):
+                raise UserError(
+                    f"{path} holds {key} as {kind}; expected floating-point numbers, or a quantization_config"
+                )
 
 
 @contextlib.contextmanager
