@@ -21,6 +21,8 @@ from lightning_app.analysis.weight_change import read_vectors
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
+from lightning_app.methods.adapters import merge_adapters
+from lightning_app.methods.registry import build_method
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.selection import random_neurons, random_per_layer, select_subnetworks
@@ -257,3 +259,22 @@ def test_batches_of_sentences_do_not_change_their_states():
     order = list(itertools.chain([3, 1], [0, 2, 4]))
     mixed = mean_states(model, tokenizer, [SENTENCES[i] for i in order])
     torch.testing.assert_close(mixed, many[order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "shira"])
+def test_a_merged_adapter_computes_what_the_attached_one_does_with_plain_modules(method):
+    model = tiny_model("llama").eval()
+    ids = torch.randint(3, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+    before = model(ids).logits
+    keys = {"seed": 0} | ({} if method == "ia3" else {"rank": 4})
+    attached = build_method(method, keys).attach(model, None)
+    generator = torch.Generator().manual_seed(1)
+    attached.load_weights(
+        {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in attached.weights().items()}
+    )
+    expected = model.eval()(ids).logits
+    merge_adapters(model)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, expected, atol=1e-2)
+    assert len(find_gated_ffns(model)) == 3
+    assert len(read_vectors(model, None)) == 9

@@ -30,7 +30,8 @@ def ablation_runs(folder):
 
 
 def test_projections_left_out_are_compared_within_one_setting(tmp_path):
-    runs = read(*ablation_runs(tmp_path / "a"), write_run(tmp_path / "other", "subnetwork", lr=1e-3, gain=0.9))
+    others = [write_run(tmp_path / "other", "subnetwork", lr=1e-3, gain=0.9), write_run(tmp_path / "lora")]
+    runs = read(*ablation_runs(tmp_path / "a"), *others)
     (found,) = ablate(runs)
     assert list(found.outcomes) == ["gate", "gate+down", "gate+up+down"]
     assert [each.runs for each in found.outcomes.values()] == [2, 2, 2]
@@ -49,6 +50,10 @@ def test_more_text_is_followed_in_order_of_tokens(tmp_path):
     assert [each.gain for each in found.outcomes.values()] == pytest.approx([0.1, 0.2, 0.4])
     assert "400k" in show(found).table
     assert ablate(read(*runs)) == []
+    more = [write_run(tmp_path / f"gate{n}", "subnetwork", seed=n, tokens=n, settings={"projections": ["gate"]})
+            for n in (100_000, 7)]  # fmt: skip
+    (ablation,) = ablate(read(*runs, *more))
+    assert {kind: each.runs for kind, each in ablation.outcomes.items()} == {"gate": 1, "gate+up+down": 1}
 
 
 def language_runs(folder, codes):

@@ -118,12 +118,14 @@ def ablate(results: Sequence[RunResult]) -> list[Ablation]:
     """Returns the groups of runs that differ in the projections that they trained."""
     found = []
     for (targets, what), own in _grouped(results, ("projections",)).items():
-        by_projections: dict[tuple[str, ...], list[RunResult]] = {}
-        for run in own:
-            by_projections.setdefault(_projections(run), []).append(run)
-        if len({run.tokens for run in own}) == 1 and len(by_projections) > 1:
+        for tokens in sorted({run.tokens for run in own}):
+            by_projections: dict[tuple[str, ...], list[RunResult]] = {}
+            for run in own:
+                if run.tokens == tokens:
+                    by_projections.setdefault(_projections(run), []).append(run)
             ordered = sorted(by_projections.items(), key=lambda item: (len(item[0]), item[0]))
-            found.append(Ablation(targets, what, {"+".join(key): Outcome.of(runs) for key, runs in ordered}))
+            if len(ordered) > 1:
+                found.append(Ablation(targets, what, {"+".join(key): Outcome.of(runs) for key, runs in ordered}))
     return found
 
 

@@ -147,6 +147,7 @@ ANALYSES: dict[str, Callable[[Material], Iterator[object]]] = {
     "script": lambda it: _script_controls(it.require_atlas(), it.require_other_script(), it, load_romaniser()),
     "runs": lambda it: _comparisons(it.require_runs()),
 }
+OF_SEVERAL = "runs"
 ONLY_WHERE_NAMED = ("script",)  # it reads documents, which may be on the hub
 
 
@@ -158,7 +159,9 @@ def choose_analyses(what: str | None, material: Material) -> tuple[dict[str, Ite
     Raises:
         UserError: One is unknown, or is asked for and lacks something.
     """
-    names = list(ANALYSES) if what is None else [name.strip() for name in what.split(",") if name.strip()]
+    # Of several runs together there is nothing else to say.
+    possible = [name for name in ANALYSES if (name == OF_SEVERAL) == bool(material.runs)]
+    names = possible if what is None else [name.strip() for name in what.split(",") if name.strip()]
     for name in names:
         if name not in ANALYSES:
             raise UserError(f"--what has no '{name}'{did_you_mean(name, ANALYSES)}; expected {', '.join(ANALYSES)}")

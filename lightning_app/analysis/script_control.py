@@ -99,14 +99,9 @@ def count_halves(model: PreTrainedModel, ids: Sequence[int], block_size: int) ->
 
 
 def control_script(
-    model: PreTrainedModel,
-    ids: Sequence[int],
-    ids_romanised: Sequence[int],
-    language: Language,
-    atlas: Atlas,
-    pool: list[Language],
-    sizes: Sizes,
-) -> ScriptControl:
+    model: PreTrainedModel, ids: Sequence[int], ids_romanised: Sequence[int], language: Language, atlas: Atlas,
+    pool: list[Language], sizes: Sizes,
+) -> ScriptControl:  # fmt: skip
     """Selects a language's neurons twice, by its text as it is and by the same text romanised.
 
     Args:
@@ -134,18 +129,9 @@ def control_script(
     halves = [select(counts_HLN[half], int(tokens_H[half])) for half in range(2)]
     if not len(own):
         raise UserError(f"{language} gets no neurons of {atlas.model.name} by this text; raise --profiling.rate")
-    shared, layers = own.minus(own.minus(romanised)), atlas.model.layers
+    shared = own.minus(own.minus(romanised))
     return ScriptControl(
-        language,
-        int(tokens_H.sum()),
-        int(tokens_romanised_H.sum()),
-        len(own),
-        len(romanised),
-        len(shared),
-        own.overlap(romanised),
-        halves[0].overlap(halves[1]),
-        1 - len(shared) / len(own),
-        tuple(own.per_layer(layers)),
-        tuple(romanised.per_layer(layers)),
-        tuple(shared.per_layer(layers)),
-    )
+        language, int(tokens_H.sum()), int(tokens_romanised_H.sum()), len(own), len(romanised), len(shared),
+        own.overlap(romanised), halves[0].overlap(halves[1]), 1 - len(shared) / len(own),
+        *(tuple(each.per_layer(atlas.model.layers)) for each in (own, romanised, shared)),
+    )  # fmt: skip

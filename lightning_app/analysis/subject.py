@@ -12,6 +12,7 @@ from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.languages import Language, find_language
+from lightning_app.methods.adapters import merge_adapters
 from lightning_app.model.base import load_base
 from lightning_app.neurons.neuron_set import NeuronSet
 
@@ -88,7 +89,9 @@ class Subject:
             return load_adapted(str(self._base), revision=self._revision)
         if self.path.suffix != ".safetensors":
             scale = 1.0 if is_adapted or not self.has_change else 0.0
-            return load_adapted(self.path, self._base, self._revision, scale=scale)
+            adapted = load_adapted(self.path, self._base, self._revision, scale=scale)
+            merge_adapters(adapted.model)
+            return adapted
         source = Source.find([self.path], self._base, self._revision)
         if is_adapted:
             model = source.adapted()

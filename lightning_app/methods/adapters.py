@@ -115,6 +115,21 @@ class AdapterMethod(Method):
         base.requires_grad_(False)
 
 
+@torch.no_grad()
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Writes the adapters that `AdapterMethod.restore` attached into the weights, and leaves the plain modules."""
+    if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model.requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class LoRA(AdapterMethod):
     """Trains low-rank matrices beside gate_proj, up_proj and down_proj (the paper's baseline, PEFT's LoRA).

@@ -55,7 +55,7 @@ def _draw_ablation(found: Ablation) -> "Figure":
     axes.barh([y - 0.18 for y in places], [each.gain for each in every], 0.36, color=COLOURS[0], xerr=errors,
               capsize=2, label="gain in the target")  # fmt: skip
     axes.barh([y + 0.18 for y in places], [each.retention for each in every], 0.36, color=COLOURS[1],
-              label="loss in watched languages")  # fmt: skip
+              label="rise in watched languages")  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set_yticks(places, list(found.outcomes))
     axes.invert_yaxis()
@@ -85,7 +85,7 @@ def _draw_size(found: SizeEffect) -> "Figure":
     axes.fill_between(sizes, [each.lowest for each in every], [each.highest for each in every], color=COLOURS[0],
                       alpha=0.18, linewidth=0)  # fmt: skip
     axes.plot(sizes, [each.retention for each in every], color=COLOURS[1], marker="s", linestyle="--",
-              label="loss in watched languages")  # fmt: skip
+              label="rise in watched languages")  # fmt: skip
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.set_xlabel("tokens of training")
     axes.set_ylabel("nats per token")
