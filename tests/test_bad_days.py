@@ -23,7 +23,7 @@ from tests.test_every_method import same, state
 
 
 def start(arguments):
-    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    command = [sys.executable, str(ROOT / "main.py"), *arguments, "--samples=0"]  # as in this process
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 

@@ -46,7 +46,7 @@ from tests.faults import fault, note, refused, small_disk
         ("--model.subnetwork=nowhere.safetensors", "there is no subnetwork at nowhere.safetensors"),
         ("--data.files.qah-Deva=nowhere.txt", "there is no text file at nowhere.txt"),
         ("--model.first_layer=3", "first_layer is 3; .* has 3 layers"),
-        ("--trainer.validate_every=0", "must be above zero"),
+        ("--trainer.validate_every=0", "--trainer.validate_every is 0; expected a number above zero"),
         ("--config=klingon.yaml", "there is no configuration klingon.yaml"),
         ("--config=cyy.yaml", "did you mean 'cy.yaml'"),
     ],

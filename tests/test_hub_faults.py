@@ -50,10 +50,10 @@ def test_a_stream_that_stops_goes_on_from_its_last_position(server, monkeypatch,
     monkeypatch.setattr("datamodules.sources._BATCH", 30)
     whole, failures = HubSource._read, iter([1, 1, 0])
 
-    def stops(self, position):
+    def stops(self, position, columns):
         fails = next(failures)
         with hub_errors(self.repository, "again"):
-            for index, batch in enumerate(whole(self, position)):
+            for index, batch in enumerate(whole(self, position, columns)):
                 if fails and index == 2:
                     raise ConnectionError("Server Disconnected")
                 yield batch
