@@ -15,11 +15,16 @@ def read_prompts(file: str | None, target: Language | None, flores: str, cache_d
     """
     if file is not None:
         try:
-            return [line for line in Path(file).read_text(encoding="utf-8").split("\n") if line]
+            if Path(file).is_char_device():
+                raise OSError(f"{file} is a device")
+            prompts = [line for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the prompts: {error}; give a UTF-8 text file with one prompt a line"
             ) from error
+        if not prompts:
+            raise UserError(f"there are no prompts in {file}; give a UTF-8 text file with one prompt a line")
+        return prompts
     if target is None:
         raise UserError("no prompts: give --language or --data.prompts FILE.txt")
     sentences = [text.split(" ") for text in read_flores(flores, target, "devtest", cache_dir)[:count]]
