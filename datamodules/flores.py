@@ -95,12 +95,13 @@ def read_parallel(source: str, languages: Sequence[Language], split: Split, cach
 
 
 def is_at_hand(source: str, language: Language, cache_dir: Path) -> bool:
-    """Tells whether a language's sentences can be read without the network."""
+    """Tells whether a language's sentences can be read without the network; raises `UserError` where nowhere."""
     if source == "tarball" or source.endswith((".tar.gz", ".tgz")):
         url = TARBALL if source == "tarball" else source
         return (cache_dir / "flores" / url.rsplit("/", 1)[-1]).exists() or Path(url).expanduser().is_file()
     if Path(source).expanduser().is_dir():
         return True
+    _require_repository(source)
     files = [f"{split}/{language.code('flores_plus')}.parquet" for split in _SPLITS]
     return all(isinstance(try_to_load_from_cache(source, file, repo_type="dataset"), str) for file in files)
 

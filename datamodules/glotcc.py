@@ -20,6 +20,7 @@ from datamodules.order import ResumableBatches, RunLength, training_order
 from datamodules.prompts import read_prompts
 from datamodules.shares import Share, beside_replay, named_once, own_text, read_replay, read_targets
 from datamodules.token_cache import TokenCache
+from datamodules.tokenizers import require_vocabulary
 from datamodules.training_text import TrainingText
 from lightning_app.errors import UserError
 from lightning_app.files import JSON
@@ -106,6 +107,8 @@ class GlotCCDataModule(LightningDataModule):
         self.watched = named_once("--data.watch", watch)
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
         _require_counts({**counts, "validation_batch_size": validation_batch_size}, num_workers)
+        if train_tokenizer is not None:
+            require_vocabulary(train_tokenizer)
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
         self.flores, self.has_paper_loss = flores, paper_loss

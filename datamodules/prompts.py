@@ -41,6 +41,8 @@ def read_prompt_file(name: str) -> list[str]:
         UserError: The file cannot be read, a line of JSON has no prompt, or there is none at all.
     """
     try:
+        if Path(name).is_char_device():
+            raise OSError(f"{name} is a device")
         raw = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

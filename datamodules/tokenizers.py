@@ -14,6 +14,7 @@ from lightning_app.model.base import load_tokenizer
 from lightning_app.progress import ByteProgress, held
 from lightning_app.run import is_first_process
 
+_LARGEST_VOCABULARY = 2_000_000
 END_OF_TEXT = "<|endoftext|>"
 _SAMPLE_BYTES = 20_000_000
 
@@ -23,6 +24,14 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     bos = tokenizer.bos_token_id
     bare, whole = (tokenizer("a", add_special_tokens=adds, verbose=False)["input_ids"] for adds in (False, True))
     return bos if bos is not None and whole[:1] == [bos] and bare[:1] != [bos] else None
+
+
+def require_vocabulary(size: int) -> None:
+    """Raises `UserError` where a tokenizer cannot be trained to a size of its vocabulary."""
+    if not 257 <= size <= _LARGEST_VOCABULARY:
+        raise UserError(
+            f"--data.train_tokenizer is {size}; expected 257 (256 bytes and end of text) to {_LARGEST_VOCABULARY}"
+        )
 
 
 def train_tokenizer(
@@ -35,8 +44,7 @@ def train_tokenizer(
         vocab_size: Entries, with the 256 bytes and the end-of-text token among them.
         cache_dir: Keeps the tokenizer under ``tokenizers/``.
     """
-    if vocab_size < 257:
-        raise UserError(f"--data.train_tokenizer is {vocab_size}; expected at least 257 (256 bytes and end of text)")
+    require_vocabulary(vocab_size)
     key = digest([[source.identity(), share] for source, share in sources], vocab_size)
     folder = cache_dir / "tokenizers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,7 @@ class LoRA(AdapterMethod):
         from peft import LoraConfig
 
         rank = self.rank_on(base, neurons)
+        _require_rank_within(self.rank, self.targets(base))
         alpha: Any = self.alpha or rank * _ALPHA / _RANK
         return LoraConfig(
             task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=self.dropout,
@@ -223,6 +224,7 @@ class SHiRA(AdapterMethod):
         from peft import ShiraConfig
 
         targets = _ffn_linears(base)
+        _require_rank_within(self.rank, targets)
         config = ShiraConfig(
             task_type="CAUSAL_LM", r=self.rank or _RANK, random_seed=self.seed, target_modules=names_of(base, targets)
         )
@@ -276,6 +278,14 @@ class IA3(AdapterMethod):
 def _require_rank(rank: int | None) -> None:
     if rank is not None and rank < 1:
         raise UserError(f"--model.rank is {rank}; expected a whole number above zero")
+
+
+def _require_rank_within(rank: int | None, linears: list[nn.Linear]) -> None:
+    longest = max(max(linear.in_features, linear.out_features) for linear in linears)
+    if rank is not None and rank > longest:
+        raise UserError(
+            f"--model.rank is {rank}, but the matrices that it is for have {longest} rows or columns at most"
+        )
 
 
 def _ffn_linears(base: PreTrainedModel) -> list[nn.Linear]:

@@ -14,11 +14,14 @@ _BY_HAND = ("MASTER_ADDR", "NODE_RANK")
 _LAUNCHERS = ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
 
 
-def require_started(num_nodes: object) -> None:
-    """Raises `UserError` where this process would wait for others that nobody starts.
+def require_started(num_nodes: object, devices: object) -> None:
+    """Raises `UserError` where this process would wait for others that nobody starts, or start more than it can.
 
     Several tasks of a SLURM allocation are started by srun; other nodes by a launcher, or by hand.
     """
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if str(devices).isdigit() and int(str(devices)) > most:
+        raise UserError(f"--trainer.devices is {devices}, processes on each node; expected {most} at most, or auto")
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if SLURMEnvironment.detect() and tasks != "1" and "SLURM_STEP_ID" not in os.environ:
         raise UserError(

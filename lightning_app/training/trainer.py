@@ -87,6 +87,7 @@ class NeuroglotTrainer(Trainer):
         require_trainer_keys({
             **kwargs, "validate_every": validate_every, "accumulate_grad_batches": accumulate_grad_batches,
             "save_every": save_every, "log_every_n_steps": log_every_n_steps, "gradient_clip_val": gradient_clip_val,
+            "devices": devices,
         })  # fmt: skip
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
@@ -141,7 +142,7 @@ def require_trainer_keys(keys: JSON) -> None:
     clip = keys["gradient_clip_val"]
     if clip is not None and not clip > 0:
         raise UserError(f"--trainer.gradient_clip_val is {clip}; expected a number above zero, or null")
-    require_started(keys.get("num_nodes", 1))
+    require_started(keys.get("num_nodes", 1), keys["devices"])
 
 
 def _tensor_bytes(content: object) -> int:
