@@ -161,7 +161,7 @@ def test_what_could_not_be_kept_is_refused_before_the_work(run, tmp_path, capsys
     for keys, line in (
         ((f"--out={tmp_path / 'file/out'}",), "cannot be written: Not a directory .*; choose another --out"),
         (("--out=/proc/nothing/out",), "cannot be written: .*; choose another --out"),
-        ((f"--out={tmp_path / 'out'}", "--push-to="), "--push_to is empty; expected OWNER/NAME"),
+        ((f"--out={tmp_path / 'out'}", "--push-to="), "--push_to is without a value"),
     ):
         refused(capsys, ["export", f"--source={run}", *keys], line)
     delta = str(run / "delta.safetensors")
