@@ -298,7 +298,7 @@ def test_what_generate_refuses_is_one_line(workplace, run, tmp_path, capsys, mon
         ((ask, f"--out={tmp_path / 'there'}"), "exists; choose another --out"),
         ((ask, f"--sheet={tmp_path / 'there'}"), "exists; choose another --sheet"),
         ((ask, f"--out={tmp_path / 'empty.txt'}/x"), "cannot be written: Not a directory .*; choose another --out"),
-        ((ask, "--out="), "--out is empty"),
+        ((ask, "--out="), "--out is without a value"),
         ((ask, f"--sheet={tmp_path / 's'}", f"--out={tmp_path / 's/out'}"), "is where the sheet goes"),
         ((ask, "--chat"), "has no chat template"),
         ((ask, f"--base={tmp_path / 'other'}"), "belongs to another model"),
