@@ -107,13 +107,11 @@ class GlotCCDataModule(LightningDataModule):
         self.watched = named_once("--data.watch", watch)
         counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
         _require_counts({**counts, "validation_batch_size": validation_batch_size}, num_workers)
-        if train_tokenizer is not None:
-            require_vocabulary(train_tokenizer)
+        require_vocabulary(train_tokenizer)
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
-        self.flores, self.has_paper_loss = flores, paper_loss
-        self.prompts_file, self.num_workers, self.seed = prompts, num_workers, seed
-        own = own_text(files or {})
+        self.flores, self.has_paper_loss, self.prompts_file = flores, paper_loss, prompts
+        self.num_workers, self.seed, own = num_workers, seed, own_text(files or {})
         self.evaluation_text = EvaluationText(flores, flores_overlap, Path(cache_dir), self.validation_languages)
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares,

@@ -26,9 +26,9 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if bos is not None and whole[:1] == [bos] and bare[:1] != [bos] else None
 
 
-def require_vocabulary(size: int) -> None:
-    """Raises `UserError` where a tokenizer cannot be trained to a size of its vocabulary."""
-    if not 257 <= size <= _LARGEST_VOCABULARY:
+def require_vocabulary(size: int | None) -> None:
+    """Raises `UserError` where a tokenizer is to be trained, but cannot be to that size of its vocabulary."""
+    if size is not None and not 257 <= size <= _LARGEST_VOCABULARY:
         raise UserError(
             f"--data.train_tokenizer is {size}; expected 257 (256 bytes and end of text) to {_LARGEST_VOCABULARY}"
         )

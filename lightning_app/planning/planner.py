@@ -1,5 +1,6 @@
 """Works out what a run will take, before it starts, from shapes and sizes alone."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +118,7 @@ class Planner:
     def _fertility(self) -> Fertility | None:
         """Returns how the tokenizer cuts the target, beside English where FLORES here has that; None without FLORES."""
         data, language = self.data, self.data.target
-        if language is None or data.corpus.new_vocabulary is not None:
+        if language is None or data.corpus.new_vocabulary:
             return None
         mine, other = self._sentences(language), self._sentences(find_language("en"))
         return fertility_of(data.tokenizer, language, mine, other if len(mine) == len(other) else ()) if mine else None
@@ -125,10 +126,9 @@ class Planner:
     def _sentences(self, language: Language) -> list[str]:
         """Returns a language's sentences of FLORES devtest; none where they are not on this machine."""
         text = self.data.evaluation_text
-        try:
+        with contextlib.suppress(UserError):  # a folder lacks the language, which fit will say
             return [] if text.to_download([language]) else text.sentences(language)["devtest"]
-        except UserError:
-            return []  # the folder lacks the language, which fit will say
+        return []
 
     def plan_evaluation(self, names: Sequence[str], data_dir: Path | None) -> EvaluationPlan:
         """Returns what ``evaluate`` takes for the base, in suites and tasks.
@@ -247,10 +247,9 @@ class Planner:
         tokens = sum(4 * supply.missing for supply in supplies)
         checkpoints = 3 * 12 * trained  # weights and two states in fp32: the best, the last, one being written
         corpus = self.data.corpus
+        hub = Path(constants.HF_HUB_CACHE)
         free_bytes, too_small = _look_at_disks(
-            (corpus.cache_dir, tokens),
-            (self.launch.run_dir, checkpoints),
-            (Path(constants.HF_HUB_CACHE), download or 0),
+            (corpus.cache_dir, tokens), (self.launch.run_dir, checkpoints), (hub, download or 0)
         )
         return DiskPlan(
             token_cache_bytes=tokens,

@@ -86,14 +86,13 @@ class NeuroglotTrainer(Trainer):
         base_dtype(precision)
         require_trainer_keys({
             **kwargs, "validate_every": validate_every, "accumulate_grad_batches": accumulate_grad_batches,
-            "save_every": save_every, "log_every_n_steps": log_every_n_steps, "gradient_clip_val": gradient_clip_val,
-            "devices": devices,
+            "save_every": save_every, "log_every_n_steps": log_every_n_steps, "devices": devices,
+            "gradient_clip_val": gradient_clip_val,
         })  # fmt: skip
         super().__init__(
             *args, precision=precision,  # type: ignore[arg-type]
-            log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices,
+            log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices, plugins=_plugins(plugins),
             accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
-            plugins=_plugins(plugins),
             # One pass over an order that holds every epoch, as long as the data module says: a position is one number,
             # which is not true of batches repeated for ever, or of a loader that begins at the checkpoint's again.
             max_epochs=1, min_epochs=None, min_steps=None, overfit_batches=0.0, reload_dataloaders_every_n_epochs=0,
@@ -108,9 +107,8 @@ class NeuroglotTrainer(Trainer):
             # checkpoints a run cannot go on, nor its best step be found; barebones takes away all callbacks.
             enable_model_summary=False, enable_checkpointing=True, barebones=False, **kwargs,
         )  # fmt: skip
-        self.validate_every, self.save_every = validate_every, save_every
-        self.translate, self.probe, self.stop_after_nonfinite = translate, probe, stop_after_nonfinite
-        self.max_retention_loss = max_retention_loss
+        self.validate_every, self.save_every, self.translate, self.probe = validate_every, save_every, translate, probe
+        self.stop_after_nonfinite, self.max_retention_loss = stop_after_nonfinite, max_retention_loss
         end_together(self.strategy)
 
     @property
