@@ -182,7 +182,9 @@ def _read_tarball(path: Path, language: Language, split: Split) -> list[str]:
                 raise _lacks(str(path), language, code)
             return _plain_sentences(content.read(), path)
     except _BAD_ARCHIVE as error:
-        raise UserError(f"{path} is not a readable FLORES-200 tarball ({error}); delete it and run again") from error
+        raise UserError(
+            f"{path} is not a readable FLORES-200 tarball ({one_line(error)}); delete it and run again"
+        ) from error
 
 
 def _tarball(source: str, cache_dir: Path) -> Path:
@@ -223,7 +225,7 @@ def _parquet_sentences(path: Path) -> list[str]:
     try:
         sentences = pq.read_table(path, columns=["text"]).column("text").to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a FLORES+ file with a 'text' column: {error}") from error
+        raise UserError(f"{path} is not a FLORES+ file with a 'text' column: {one_line(error)}") from error
     if not all(isinstance(sentence, str) for sentence in sentences):
         raise UserError(f"{path} is not a FLORES+ file: column 'text' holds something else than text")
     return _none_blank(sentences, path)
@@ -233,7 +235,7 @@ def _plain_sentences(content: bytes, path: Path) -> list[str]:
     try:
         text = plain_line_ends(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from error
+        raise UserError(f"{path} is not UTF-8: {one_line(error)}") from error
     return _none_blank(text.rstrip("\n").split("\n") if text.strip("\n") else [], path)
 
 

@@ -8,6 +8,7 @@ print(adapted.tokenizer.decode(adapted.model.generate(ids)[0]))
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, load_checkpoint
+from lightning_app.files import JSON, UNREADABLE, load_checkpoint, one_line
 from lightning_app.identity import ModelIdentity
 from lightning_app.methods.method import Method
 from lightning_app.methods.registry import build_method
@@ -24,6 +25,10 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.run import RunFolder
 
 _KEY = "neuroglot"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "architecture": (dict, NoneType), "dtype": (str,), "tokenizer": (str,), "language": (str, NoneType),
+    "method": (str,), "keys": (dict,), "trained": (dict,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,39 @@ class Adaptation:
         """Returns what a loaded checkpoint says.
 
         Raises:
-            UserError: It was made by another program, or another version of this one.
+            UserError: It was made by another program, or another version of this one, or says what cannot be.
         """
-        if _KEY not in checkpoint:
+        if not isinstance(checkpoint.get(_KEY), dict):
             raise UserError("the checkpoint was not made by Neuroglot; give one from a run's checkpoints folder")
         own = dict(checkpoint[_KEY])
         version = own.pop("version", "0.1.0")
         if own.keys() != {*(field.name for field in fields(cls)), "keys"}:
             raise UserError(
-                f"the checkpoint was made by Neuroglot {version}, which this version cannot read; train again"
+                f"the checkpoint was made by Neuroglot {str(version)[:9]}, which this version cannot read; train again"
             )
+        weights = checkpoint.get("state_dict")
+        if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+            raise UserError("the checkpoint holds no trained weights; give another one")
+        try:
+            return cls._of(own)
+        except UNREADABLE as error:
+            raise UserError(
+                f"the checkpoint says of itself what cannot be ({one_line(error)}); give another one"
+            ) from error
+
+    @classmethod
+    def _of(cls, own: JSON) -> "Adaptation":
+        """Returns what the parts say, or raises one of `UNREADABLE`."""
         pairs: Tensor | None = own["neurons"]
+        if pairs is not None and (pairs.dtype != torch.int64 or pairs.ndim != 2 or pairs.shape[1] != 2):
+            raise ValueError(f"neurons are {pairs.dtype} of {tuple(pairs.shape)}")
+        for name, kinds in _KINDS.items():
+            if not isinstance(own[name], kinds):
+                raise TypeError(f"{name} is {str(own[name])[:40]}")
+        if not getattr(torch, own["dtype"]).is_floating_point:
+            raise ValueError(f"dtype is {own['dtype']}")
         own["neurons"] = NeuronSet.from_pairs(pairs) if pairs is not None else None
-        own["base"] = ModelIdentity(**own["base"])
+        own["base"] = ModelIdentity.read(own["base"])
         own["method"] = build_method(own["method"], own.pop("keys"))
         return cls(**own)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SAMPLES_PER_TENSOR = 256
+_TEXTS = ("name", "revision", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class ModelIdentity:
     neurons_per_layer: int
     hidden_size: int
     parameters: int
+
+    @classmethod
+    def read(cls, parts: object) -> "ModelIdentity":
+        """Returns the identity that `as_dict` gave; raises `ValueError` where the parts are none."""
+        kinds = {name: str if name in _TEXTS else int for name in cls.__dataclass_fields__}
+        if not isinstance(parts, dict) or {name: type(part) for name, part in parts.items()} != kinds:
+            raise ValueError(f"expected texts {', '.join(_TEXTS)} and numbers of a model")
+        if any(part < 0 if isinstance(part, int) else not part.isprintable() for part in parts.values()):
+            raise ValueError("a text or number of the model is none that can be")
+        return cls(**parts)
 
     @property
     def short_name(self) -> str:

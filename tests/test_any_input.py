@@ -239,7 +239,8 @@ def test_any_bytes_are_records_of_a_run_or_one_line(tmp_path, content):
 def test_any_value_in_a_checkpoint_is_used_or_one_line(workplace, tmp_path_factory, data):
     best = RunFolder(workplace.folder / "runs/adapted").best_checkpoint()
     content = torch.load(best, weights_only=True)
-    where = data.draw(st.sampled_from([content, content["neuroglot"], content["neuroglot"]["base"]]))
+    own = content["neuroglot"]
+    where = [content, own, own["base"], own["keys"]][data.draw(st.integers(0, 3))]
     where[data.draw(st.sampled_from(sorted(where)))] = data.draw(VALUES)
     path = tmp_path_factory.mktemp("checkpoint") / "any.ckpt"
     torch.save(content, path)

@@ -12,7 +12,7 @@ from lightning_app.adapted import Adaptation
 from lightning_app.errors import UserError
 from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.neuroglot_delta import row_digest
-from lightning_app.files import JSON, digest, load_checkpoint, load_tensors, save_tensors
+from lightning_app.files import JSON, UNREADABLE, digest, load_checkpoint, load_tensors, one_line, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.model.base import base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
@@ -160,12 +160,14 @@ class LanguageDelta:
         tensors, metadata = load_tensors(path, _KIND)
         try:
             matrices = [Matrix(**each) for each in metadata.pop("matrices")]
-            model, written = ModelIdentity(**metadata.pop("model")), metadata.pop("digest", None)
+            model, written = ModelIdentity.read(metadata.pop("model")), metadata.pop("digest", None)
             neurons = NeuronSet({each.layer: tensors[f"{each.layer}.neurons"] for each in matrices})
             vectors = {each.vectors: tensors[each.vectors] for each in matrices}
             _require_shapes(neurons, vectors, matrices)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path} is not a readable delta ({error}); make it again from its run") from error
+        except UNREADABLE as error:
+            raise UserError(
+                f"{path} is not a readable delta ({one_line(error)}); make it again from its run"
+            ) from error
         delta = cls(neurons, vectors, matrices, model, metadata)
         if written not in (None, delta.identity):
             raise UserError(f"{path} is damaged: its vectors are not what was written; fetch it, or make it, again")

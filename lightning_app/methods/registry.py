@@ -33,7 +33,9 @@ def find_method(name: str) -> type[Method]:
         UserError: There is none.
     """
     if name not in METHODS:
-        raise UserError(f"--model.method is {name}; expected one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
+        raise UserError(
+            f"--model.method is {name}; expected one of {', '.join(METHODS)}{did_you_mean(str(name), METHODS)}"
+        )
     return METHODS[name]
 
 
