@@ -216,7 +216,7 @@ def test_code_of_a_base_is_never_run(workplace, capsys, tmp_path, monkeypatch):
         ("data.num_workers", -1, "num_workers is -1; expected 0, which is enough"),
         ("data.num_workers", 10**6, "num_workers is 1000000; expected 0"),
         ("data.block_size", 1, "block_size is 1; expected 2 or more"),
-        ("data.train_tokenizer", 10, "train_tokenizer is 10; expected at least 257"),
+        ("data.train_tokenizer", 10, "train_tokenizer is 10; expected 257"),
         ("profiling.languages", "[]", "profiling.languages is empty"),
         ("profiling.languages", "[qah-Deva]", "the pool is qah-Deva: .* name more in --profiling.languages"),
         ("profiling.rates", "{cy: 0.1}", r"profiling.rates names Welsh \(cy\), which is not in the pool"),
