@@ -84,7 +84,7 @@ class Trackers(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes down which runs of the trackers these are, and sends the settings."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self._ids:
             return
         for name, logger in zip(self._ids, self.loggers, strict=True):
             if name in self._new or name != "mlflow":  # which refuses other settings than a run began with

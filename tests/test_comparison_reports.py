@@ -157,7 +157,8 @@ def test_unequal_text_and_devices_are_said(results):
 def test_the_comparison_is_written_whole_and_again_byte_for_byte(results, tmp_path):
     paths = write_comparison(tmp_path / "one", results)
     assert sorted(path.name for path in paths) == [
-        "comparison.csv", "comparison.json", "comparison.md", "curves.png", "curves.svg", "front.png", "front.svg",
+        "comparison.csv", "comparison.html", "comparison.json", "comparison.md", "curves.png", "curves.svg",
+        "front.png", "front.svg",
     ]  # fmt: skip
     again = write_comparison(tmp_path / "two", results)
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]

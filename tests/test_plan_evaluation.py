@@ -173,7 +173,7 @@ def test_plan_says_it_in_text_and_json(workplace, tasks_hub, capsys):
     [
         (["--evaluate=bsae"], "--evaluate has 'bsae', which is neither a suite"),
         (["--evaluate=base", "--data_dir=nowhere"], "--data_dir nowhere is no folder"),
-        (["--evaluate="], "--evaluate names no task"),
+        (["--evaluate="], "--evaluate is without a value"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(workplace, capsys, more, line):
