@@ -243,6 +243,7 @@ def test_prompts_are_typed_until_an_empty_line(run, tmp_path, capsys, monkeypatc
     assert "no room for an answer in the base's context of 128" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # a signal at the right moment of a process that a busy machine starts late
 def test_ctrl_c_keeps_what_is_answered(run, tmp_path):
     out = tmp_path / "out.jsonl"
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS * 200), encoding="utf-8")
