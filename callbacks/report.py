@@ -1,4 +1,8 @@
-"""Samples before and after training, and the page that tells of a run once it is done."""
+"""Samples before and after training, and the page that tells of a run once it is done.
+
+They are two: samples need the model, so they are taken before a run is marked complete; the page says whether it is,
+so it is made after that, and a run that was killed in between is given it by the next start.
+"""
 
 import json
 
@@ -17,17 +21,16 @@ from lightning_app.training.trainer import NeuroglotTrainer
 _TOKENS = 48
 
 
-class Report(Callback):
-    """Lets the model continue sentences before and after training, and writes report.html.
+class Samples(Callback):
+    """Lets the model continue sentences before and after training.
 
     Args:
         folder: Of the run.
         samples: How many sentences of FLORES devtest are continued.
-        has_page: Whether the page is written.
     """
 
-    def __init__(self, folder: RunFolder, samples: int, has_page: bool) -> None:
-        self._folder, self._samples, self._has_page = folder, samples, has_page
+    def __init__(self, folder: RunFolder, samples: int) -> None:
+        self._folder, self._samples = folder, samples
         self._before: list[list[str]] = []
 
     def state_dict(self) -> JSON:
@@ -47,23 +50,16 @@ class Report(Callback):
         self._before = [[prompt, self._continued(pl_module, prompt)] for prompt in prompts]
 
     def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
-        """Takes the samples of the adapted model where the run is complete, and writes the page."""
+        """Takes the samples of the adapted model where the last step is made, and keeps both."""
         target = trainer.datamodule.target
-        if not trainer.is_global_zero:
-            return
-        if target is not None and self._before and trainer.global_step >= trainer.length.steps:
+        is_done = trainer.global_step >= trainer.length.steps
+        if trainer.is_global_zero and is_done and target is not None and self._before:
             way = {"tag": target.tag, "direction": "rtl" if target.is_right_to_left else "ltr"}
             rows = [
                 {"prompt": prompt, "base": base, "adapted": self._continued(pl_module, prompt), **way}
                 for prompt, base in self._before
             ]
             write_text(self._folder.samples, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-        if self._has_page:
-            try:
-                write_text(self._folder.report, make_run_page(self._folder))
-                print(f"report: {self._folder.report}", flush=True)
-            except UserError as error:  # the run is done and whole without it
-                print(f"there is no report: {error}", flush=True)
 
     def _continued(self, module: SparseSubnetModule, prompt: str) -> str:
         model = module.base.model
@@ -73,3 +69,28 @@ class Report(Callback):
             text = continue_text(model, module.data.tokenizer, prompt, _TOKENS)
         model.train(is_training)
         return text
+
+
+class Report(Callback):
+    """Writes report.html.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_fit_end(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
+        """Writes the page, of a run that is complete and of one that stopped early."""
+        if trainer.is_global_zero:
+            write_report(self._folder)
+
+
+def write_report(folder: RunFolder) -> None:
+    """Writes a run's page, or says why there is none: the run is done and whole without it."""
+    try:
+        write_text(folder.report, make_run_page(folder))
+        print(f"report: {folder.report}", flush=True)
+    except UserError as error:
+        print(f"there is no report: {error}", flush=True)

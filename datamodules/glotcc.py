@@ -72,6 +72,7 @@ class GlotCCDataModule(LightningDataModule):
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True
+    _batches: ResumableBatches | None = None
 
     def __init__(
         self,
@@ -105,20 +106,18 @@ class GlotCCDataModule(LightningDataModule):
         self.targets = read_targets(language, mixture)
         self.replay = read_replay(replay, self.targets, is_mixture=bool(mixture))
         self.watched = named_once("--data.watch", watch)
-        counts = {"token_budget": token_budget, "epochs": epochs, "block_size": block_size, "batch_size": batch_size}
-        _require_counts({**counts, "validation_batch_size": validation_batch_size}, num_workers)
-        require_vocabulary(train_tokenizer)
         self.token_budget, self.epochs, self.block_size = token_budget, epochs, block_size
         self.chunking, self.batch_size, self.validation_batch_size = chunking, batch_size, validation_batch_size
         self.flores, self.has_paper_loss, self.prompts_file = flores, paper_loss, prompts
         self.num_workers, self.seed, own = num_workers, seed, own_text(files or {})
+        _require_counts(self)
         self.evaluation_text = EvaluationText(flores, flores_overlap, Path(cache_dir), self.validation_languages)
+        require_vocabulary(train_tokenizer)
         self.corpus = Corpus(
             source, revision, Path(cache_dir), tokenizer or base, base_revision, own, train_tokenizer, self.shares,
             filters, self.evaluation_text.held_out,
         )  # fmt: skip
         self._consumed = self._batches_done = self._steps_done = 0
-        self._batches: ResumableBatches | None = None
         self._text = TrainingText(self.corpus, chunking, block_size)
 
     @property
@@ -285,11 +284,11 @@ class GlotCCDataModule(LightningDataModule):
         return DataLoader(cast(Dataset[str], mine), batch_size=1)
 
 
-def _require_counts(counts: dict[str, int], workers: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
+def _require_counts(data: GlotCCDataModule) -> None:
+    for name in ("token_budget", "epochs", "block_size", "batch_size", "validation_batch_size"):
+        if (value := getattr(data, name)) < 1:
             raise UserError(f"--data.{name} is {value}; expected a whole number above zero")
-    require_room(counts["block_size"])
+    require_room(data.block_size)
     most = max(64, 4 * (os.cpu_count() or 1))
-    if not 0 <= workers <= most:
-        raise UserError(f"--data.num_workers is {workers}; expected 0, which is enough, to {most}")
+    if not 0 <= data.num_workers <= most:
+        raise UserError(f"--data.num_workers is {data.num_workers}; expected 0, which is enough, to {most}")

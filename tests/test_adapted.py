@@ -124,7 +124,7 @@ def test_a_run_without_a_best_checkpoint_and_a_foreign_file_are_one_line(tmp_pat
 def test_what_a_checkpoint_says_survives_saving(run):
     content = load_checkpoint(run.last_checkpoint)
     found = Adaptation.read(content)
-    again = {}
+    again = {"state_dict": content["state_dict"]}
     found.write(again)
     assert again["neuroglot"].keys() == content["neuroglot"].keys()
     Adaptation.read(again).require_same(found)

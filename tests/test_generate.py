@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.prompts import encode_prompt, read_prompt_file
-from lightning_app.adapted import Adaptation, load_adapted
+from lightning_app.adapted import load_adapted
 from lightning_app.cli import main
-from lightning_app.export.source import Source
-from lightning_app.export.switching import BaseAndAdapted
-from lightning_app.model.base import identity_of
 from lightning_app.model.sampling import Sampling, choose, draw_tokens, stream_text, text_after
-from lightning_app.neurons.selection import random_neurons
 from tests.conftest import ARCHITECTURES, tiny_model
-from tests.deltas import IDS, delta_of, logits, saved
+from tests.deltas import IDS
 from tests.faults import fault, refusal, refused
-from tests.test_answers import letters
-from tests.test_methods import put_to_work, train
 from tests.test_spelled_tokens import llama_like
-from tests.test_stacking import two_deltas
 from tests.tokenizer_kinds import TEXTS, byte_level, dummy_prefix, unigram
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,62 +122,6 @@ def test_special_tokens_spelled_in_a_prompt_stay_text(is_chat):
         assert plain == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
 
 
-def checkpoint_of(folder, name):
-    """A checkpoint of a method, made by a few steps without a Trainer."""
-    keys = {"rank": 2} if name in ("lora", "dora") else {}
-    files = saved(folder / "base")
-    letters(begins=True).save_pretrained(files.folder)
-    method, model, attached, neurons = put_to_work(name, keys)
-    identity = identity_of(tiny_model("llama"), str(files.folder))
-    train(model, attached)
-    content = {"state_dict": {key: each.clone() for key, each in attached.weights().items()}}
-    own = attached.identity()
-    Adaptation(identity, None, "float32", str(files.folder), "cym-Latn", method, own, neurons).write(content)
-    torch.save(content, folder / "best.ckpt")
-    return folder / "best.ckpt"
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-@pytest.mark.parametrize("method", ["subnetwork", "random", "ffn", "lora", "ia3", "dora"])
-def test_one_loaded_model_is_the_base_and_the_adapted_one_bit_for_bit(tmp_path, method, scale):
-    path = checkpoint_of(tmp_path, method)
-    two = BaseAndAdapted.load(Source.find([path], None, None, scale), CPU)
-    base, adapted = load_adapted(tmp_path / "base").model, load_adapted(path, scale=scale).model
-    assert not torch.equal(logits(base), logits(adapted))
-    for is_adapted in (False, True, True, False, True):
-        two.switch(is_adapted)
-        assert torch.equal(logits(two.model), logits(adapted if is_adapted else base))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["llama", "phi3"])
-def test_stacked_deltas_and_their_base_are_one_loaded_model(tmp_path, architecture, dtype):
-    files, deltas = two_deltas(tmp_path, architecture, dtype)
-    letters(begins=True).save_pretrained(files.folder)
-    paths = [tmp_path / f"{number}.safetensors" for number in range(2)]
-    for path, delta in zip(paths, deltas, strict=True):
-        delta.save(path)
-    source = Source.find(paths, None, None, policy="average")
-    two = BaseAndAdapted.load(source, CPU)
-    base = AutoModelForCausalLM.from_pretrained(files.folder, dtype="auto")
-    for is_adapted, expected in ((False, base), (True, source.adapted()), (False, base)):
-        two.switch(is_adapted)
-        assert torch.equal(logits(two.model), logits(expected))
-        assert two.model.dtype == dtype
-
-
-def test_switching_takes_milliseconds(tmp_path):
-    files, neurons = saved(tmp_path / "base"), random_neurons(20, 3, 48, seed=0)
-    letters(begins=True).save_pretrained(files.folder)
-    delta_of(files, neurons)[0].save(tmp_path / "delta.safetensors")
-    two, took = BaseAndAdapted.load(Source.find([tmp_path / "delta.safetensors"], None, None), CPU), []
-    for number in range(20):
-        begin = time.perf_counter()
-        two.switch(bool(number % 2))
-        took.append(time.perf_counter() - begin)
-    assert sorted(took)[10] < 0.02
-
-
 @pytest.fixture
 def run(workplace):
     return workplace.folder / "runs/adapted"
@@ -265,17 +201,13 @@ def test_ctrl_c_keeps_what_is_answered(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.txt"]
 
 
-@fault("generate: prompts that are none, numbers out of range, targets that exist, another base, keys that clash")
+@fault("generate: prompts that are none, numbers out of range, targets that exist, keys that clash")
 def test_what_generate_refuses_is_one_line(workplace, run, tmp_path, capsys, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     (tmp_path / "long.txt").write_text("a\n" + "x" * 500)
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin-1"))
-    shutil.copytree(workplace.folder / "runs/base/model", tmp_path / "other")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
-    torch.nn.init.normal_(model.model.layers[0].mlp.gate_proj.weight)
-    model.save_pretrained(tmp_path / "other")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     ask = "--prompt=x"
     for keys, line in (
@@ -302,17 +234,29 @@ def test_what_generate_refuses_is_one_line(workplace, run, tmp_path, capsys, mon
         ((ask, "--out="), "--out is without a value"),
         ((ask, f"--sheet={tmp_path / 's'}", f"--out={tmp_path / 's/out'}"), "is where the sheet goes"),
         ((ask, "--chat"), "has no chat template"),
-        ((ask, f"--base={tmp_path / 'other'}"), "belongs to another model"),
         ((ask, "--tally=x.csv"), "--tally counts judged sheets and generates nothing; leave --prompt, --source out"),
     ):
         refused(capsys, ["generate", str(run), *keys], line)
-    refused(capsys, ["generate", str(tmp_path / "nowhere"), ask], "there is nothing at --source")
-    delta = str(run / "delta.safetensors")
-    refused(capsys, ["generate", delta, ask, f"--base={tmp_path / 'other'}"], "is not that of .*; give its own base")
-    refused(capsys, ["generate", delta, delta, ask], "is there twice; name each delta once")
-    refused(capsys, ["generate", str(workplace.folder / "runs/base"), ask], "is of a base from scratch")
-    names = {"there", "empty.txt", "bad.jsonl", "long.txt", "latin1.txt", "other"}
+    names = {"there", "empty.txt", "bad.jsonl", "long.txt", "latin1.txt"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@fault("generate: a source that is none or of a base, another base than the source's, one delta twice")
+def test_sources_that_generate_cannot_answer_with_are_one_line(workplace, run, tmp_path, capsys):
+    shutil.copytree(workplace.folder / "runs/base/model", tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    torch.nn.init.normal_(model.model.layers[0].mlp.gate_proj.weight)
+    model.save_pretrained(tmp_path / "other")
+    ask, delta, other = "--prompt=x", str(run / "delta.safetensors"), f"--base={tmp_path / 'other'}"
+    for sources, line in (
+        ((str(run), other), "belongs to another model"),
+        ((str(tmp_path / "nowhere"),), "there is nothing at --source"),
+        ((delta, other), "is not that of .*; give its own base"),
+        ((delta, delta), "is there twice; name each delta once"),
+        ((str(workplace.folder / "runs/base"),), "is of a base from scratch"),
+    ):
+        refused(capsys, ["generate", *sources, ask], line)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_prompts_of_stdin_and_of_windows_are_lines(tmp_path, monkeypatch):

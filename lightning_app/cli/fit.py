@@ -14,7 +14,7 @@ from callbacks.console import Console
 from callbacks.divergence import StopDiverged
 from callbacks.interruption import Interruption
 from callbacks.profiling import LAPEProfiling
-from callbacks.report import Report
+from callbacks.report import Report, Samples, write_report
 from callbacks.result import SaveResult
 from callbacks.retention import Retention
 from callbacks.run_record import JSONLLogger, RunRecord
@@ -80,6 +80,8 @@ def fit(arguments: list[str], shows_all: bool) -> None:
     require_checks(cli.model, cli.datamodule, cli.profiling)
     if run.is_complete:
         say(f"{folder} is complete (best checkpoint {folder.best_checkpoint()}); --resume never trains it anew")
+        if cli.config.report and not folder.report.is_file() and is_first_process():
+            write_report(folder)  # it was killed when all but that was done
         return
     say(f"run folder {folder}" + (f", going on from {run.checkpoint}" if run.checkpoint else ""))
     for note in filter(None, cli.notes):
@@ -113,11 +115,12 @@ def _callbacks(cli: _FitCLI) -> list[Callback]:
         throughput,
         StopDiverged(folder, keys.stop_after_nonfinite),
         SaveResult(folder),
+        Samples(folder, cli.config.samples),
         RunRecord(run, cli.config_yaml, throughput, retention, best),
         best,
         last,
         Interruption(last),
-        Report(folder, cli.config.samples, cli.config.report),
+        *([Report(folder)] if cli.config.report else []),
     ]
 
 

@@ -118,14 +118,10 @@ def simulate(
         activations, logits, peak = _in_proportion(take, *batches.training)
     gradients = sum(parameter.nbytes for parameter in trained)
     return Memory(
-        weights=weights,
-        neurons=beside + states + gradients,
-        activations=activations,
-        logits=logits,
+        weights=weights, neurons=beside + states + gradients, activations=activations, logits=logits,
         training=weights + beside + peak,
-        validation=validation_peak + beside + states,
-        profiling=profiling_peak,
-    )
+        validation=validation_peak + beside + states, profiling=profiling_peak,
+    )  # fmt: skip
 
 
 def _in_proportion(take: Callable[[int], tuple[int, ...]], batch_size: int, tokens: int) -> tuple[int, ...]:

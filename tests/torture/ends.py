@@ -21,6 +21,11 @@ from lightning_app.files import load_checkpoint
 MEASURED = ("time", "seconds", "tokens_per_second", "peak_gib", "share_of_limit", "data_wait_share")
 # A log is of every start, a lock of none; what tensorboard shows is compared, not how many files it is in.
 _OF_A_START = re.compile(r"\.(lock|running)$|(^|/)log\.txt$|/hparams\.yaml$")
+_MEASURED_IN_A_REPORT = re.compile(
+    r"<dt>(Throughput|Of the limit|Peak memory|Time of training)</dt><dd>[^<]*</dd>\s*"
+    r"|<td>[\d.]+ (s|min)[^<]*</td><td>[^<]*</td><td>[^<]*</td>(?=</tr>)"  # of a comparison: time, tokens/s, memory
+    r"| on \d{4}-\d\d-\d\d \d\d:\d\d(?=, from )"
+)
 _EVENTS = "events.out.tfevents"
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of the events of steps that are made again
 
@@ -46,7 +51,7 @@ def _files(folder: Path) -> set[str]:
 def _reader(name: str) -> Callable[[Path, Path], Any]:
     path = Path(name)
     readers = {"run.json": _record, "comparison.json": _record, "comparison.csv": _table, "comparison.md": _page}
-    kinds = {".ckpt": _checkpoint, ".jsonl": _rows, ".safetensors": _tensors}
+    kinds = {".ckpt": _checkpoint, ".jsonl": _rows, ".safetensors": _tensors, ".html": _report}
     if path.name == "tensorboard":
         return _scalars
     return readers.get(path.name) or kinds.get(path.suffix) or (_summary if path.name == "summary.md" else _bytes)
@@ -98,6 +103,12 @@ def _page(path: Path, root: Path) -> list[str]:
     """A page whose table ends with time, tokens/s and peak memory."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [line.rsplit("|", 4)[0] if line.startswith("|") else line for line in lines]
+
+
+def _report(path: Path, root: Path) -> str:
+    """A page without what was measured, nor the minute it was made in."""
+    page = re.sub(rf"{re.escape(str(root.resolve()))}/", "", path.read_text(encoding="utf-8"))
+    return _MEASURED_IN_A_REPORT.sub("", page)
 
 
 def _summary(path: Path, root: Path) -> list[str]:
