@@ -7,9 +7,9 @@ from lightning.pytorch import Callback
 from safetensors import SafetensorError
 
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.files import disk_full, is_disk_full, load_checkpoint, ordinary_mode, size_on_disk, sync
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.progress import ByteProgress, bytes_of, short, watched
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule

@@ -27,7 +27,7 @@ from lightning_app.run import RunFolder
 _KEY = "neuroglot"
 _KINDS: dict[str, tuple[type, ...]] = {
     "architecture": (dict, NoneType), "dtype": (str,), "tokenizer": (str,), "language": (str, NoneType),
-    "method": (str,), "keys": (dict,), "trained": (dict,),
+    "method": (str,), "keys": (dict,), "trained": (dict,), "quantization": (str, NoneType),
 }  # fmt: skip
 
 
@@ -38,7 +38,8 @@ class Adaptation:
     Attributes:
         base: The model that was adapted.
         architecture: Configuration of a base that was trained from scratch; None of one that was loaded.
-        dtype: Of the base's weights in training, by torch's name.
+        dtype: Of the base's weights in training, by torch's name; of the products of quantised ones.
+        quantization: What the base's matrices were kept in in training, ``nf4`` or ``int8``; None of one as it is.
         tokenizer: Hub name or folder.
         language: GlotCC codes of the targets, comma between; None of a mixture.
         method: What was trained, and how.
@@ -49,6 +50,7 @@ class Adaptation:
     base: ModelIdentity
     architecture: JSON | None
     dtype: str
+    quantization: str | None
     tokenizer: str
     language: str | None
     method: Method
@@ -98,7 +100,8 @@ class Adaptation:
 
     def write(self, checkpoint: JSON) -> None:
         """Puts this into a checkpoint that is about to be saved."""
-        own = {name: getattr(self, name) for name in ("architecture", "dtype", "tokenizer", "language", "trained")}
+        names = ("architecture", "dtype", "quantization", "tokenizer", "language", "trained")
+        own: JSON = {name: getattr(self, name) for name in names}
         own |= {"version": __version__, "base": self.base.as_dict()}
         own |= {"method": self.method.name, "keys": asdict(self.method)}
         checkpoint[_KEY] = own | {"neurons": self.neurons.pairs if self.neurons is not None else None}
@@ -106,7 +109,11 @@ class Adaptation:
     def require_same(self, other: "Adaptation") -> None:
         """Raises `UserError` unless a run that makes ``other`` can go on from this one's checkpoint."""
         mine, theirs = (
-            {"base": each.base.fingerprint if each.architecture is None else "", **each.trained}
+            {
+                "base": each.base.fingerprint if each.architecture is None else "",
+                "quantization": each.quantization,
+                **each.trained,
+            }
             for each in (self, other)
         )
         for key, expected in theirs.items():
@@ -133,6 +140,11 @@ class AdaptedModel:
     adaptation: Adaptation | None
     tokenizer_name: str
 
+    @property
+    def as_base(self) -> Base:
+        """The model with the identity of its base."""
+        return Base(self.model, self.base)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer, loaded on first use."""
@@ -147,6 +159,7 @@ def load_adapted(
     dtype: torch.dtype | None = None,
     scale: float = 1.0,
     is_merged: bool = False,
+    quantized_on: torch.device | None = None,
 ) -> AdaptedModel:
     """Loads an adapted model, or a base as it is.
 
@@ -157,6 +170,8 @@ def load_adapted(
         dtype: Of the weights; as in training, or as the base's files have it, where not given.
         scale: Shrinks or stretches what training changed; 0 is the base.
         is_merged: Whether an adapter is written into the base's weights, so that transformers alone saves the model.
+        quantized_on: Where the base is, quantised as it was in training. Where not given it is not quantised: what was
+            trained on a quantised base fits the base as it is, and that is what `export` writes.
 
     Raises:
         UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
@@ -173,7 +188,7 @@ def load_adapted(
     checkpoint = load_checkpoint(path, is_mapped=True)
     adaptation = Adaptation.read(checkpoint)
     dtype = adaptation.method.weight_dtype(dtype or getattr(torch, adaptation.dtype))
-    rebuilt = _rebuild(adaptation, base, revision, dtype)
+    rebuilt = _rebuild(adaptation, base, revision, dtype, quantized_on)
     if adaptation.architecture is None:
         adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
     adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"], scale, is_merged)
@@ -182,9 +197,12 @@ def load_adapted(
     return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)
 
 
-def _rebuild(adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype) -> Base:
+def _rebuild(
+    adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype, device: torch.device | None
+) -> Base:
     if adaptation.architecture is not None and name is not None:
         raise UserError(f"the checkpoint is of a base from scratch, not of {name}; leave --model.base out (null)")
     if adaptation.architecture is not None:
         return new_base(adaptation.architecture, load_tokenizer(adaptation.tokenizer), dtype)
-    return load_base(name or adaptation.base.name, revision or adaptation.base.revision or None, dtype)
+    own = name or adaptation.base.name, revision or adaptation.base.revision or None, dtype
+    return load_base(*own) if device is None else load_base(*own, adaptation.quantization, device)

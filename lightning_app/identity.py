@@ -91,13 +91,13 @@ def fingerprint(
     loaded in fp32 and in bf16 is the same base. Costs one pass over the weights: seconds at 8B parameters.
 
     Args:
-        parameters: Weights by name.
+        parameters: Weights by name, in the order of their names.
         seen: Called with the bytes of each once it was read.
     """
     import torch
 
     sha = hashlib.sha256()
-    for name, weight in sorted(parameters, key=lambda item: item[0]):
+    for name, weight in parameters:
         bits = weight.detach().to(torch.bfloat16).flatten().view(torch.int16)
         # An odd step does not keep to one column of a matrix whose width is a power of two.
         step = max(1, bits.numel() // _SAMPLES_PER_TENSOR) | 1

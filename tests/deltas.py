@@ -4,11 +4,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.delta import LanguageDelta, Matrix
 from lightning_app.export.neuroglot_delta import row_digest
 from lightning_app.methods.method import Delta as Change
 from lightning_app.model.base import identity_of
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.model.ffn import find_gated_ffns
 from tests.conftest import tiny_model
 

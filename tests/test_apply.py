@@ -118,7 +118,8 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
 
 _KILLED = """
 import os, signal, sys
-from lightning_app.export import base_files, whole
+from lightning_app.export import whole
+from lightning_app.model import base_files
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "before": whole.sync = kill
 else: base_files._patch_file = kill

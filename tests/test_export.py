@@ -12,11 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.delta import LanguageDelta, Matrix
 from lightning_app.export.lora import exact_change, lora_ranks, lora_tensors, write_lora
 from lightning_app.export.neuroglot_delta import Delta
 from lightning_app.languages import PAPER_LANGUAGES
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import random_neurons
 from lightning_app.neurons.subnetworks import read_subnetworks

@@ -21,7 +21,7 @@ from lightning_app.neurons.selection import random_neurons
 from tests.deltas import delta_of, saved
 from tests.faults import fault, refused
 from tests.test_answers import letters
-from tests.test_generate import checkpoint_of
+from tests.test_switching import checkpoint_of
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = torch.arange(3, 43).reshape(2, 20)

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from lightning_app.cli import main
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.gguf import _outtype
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.neurons.selection import random_neurons
 from tests.deltas import delta_of, saved
 from tests.faults import refusal

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightning_app.export.applied import RECORD, Applied
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.neuroglot_delta import Delta, row_digest
 from lightning_app.export.stack import Stack
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import random_neurons
 from tests.deltas import delta_of, logits, saved

@@ -183,6 +183,7 @@ def quiet_libraries() -> None:
         "httpx",
         "datasets",
         "huggingface_hub",
+        "bitsandbytes",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_app import __version__
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.stack import POLICIES, Policy, Stack
 from lightning_app.export.whole import new_whole
 from lightning_app.files import UNREADABLE, load_tensors, one_line, require_no_later_version, save_tensors, write_json
+from lightning_app.model.base_files import BaseFiles, Patch
 
 RECORD = "neuroglot"
 """The folder, beside the weights, that says what is on them: stack.json, the deltas, and what they replaced."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from lightning_app import __version__
 from lightning_app.adapted import Adaptation
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.neuroglot_delta import row_digest
 from lightning_app.files import JSON, UNREADABLE, digest, load_checkpoint, load_tensors, one_line, save_tensors
 from lightning_app.identity import ModelIdentity
 from lightning_app.model.base import base_without_weights
+from lightning_app.model.base_files import BaseFiles, Patch
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.run import RunFolder

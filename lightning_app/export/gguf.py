@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles
+from lightning_app.model.base_files import BaseFiles
 
 CONVERTER = "convert_hf_to_gguf.py"
 _OUTTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # its own choice, auto, rounds fp32 to fp16

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.files import ordinary_mode
+from lightning_app.model.base_files import BaseFiles, Patch
 
 Target = Literal["peft", "vllm", "llamacpp"]
 

@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 
 from lightning_app.adapted import Adaptation, load_adapted
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles
 from lightning_app.export.delta import LanguageDelta, about_run
 from lightning_app.export.neuroglot_delta import Delta
 from lightning_app.export.stack import Policy, Stack
 from lightning_app.files import JSON, load_checkpoint
 from lightning_app.identity import ModelIdentity
 from lightning_app.model.base import load_base
+from lightning_app.model.base_files import BaseFiles
 
 
 @dataclass(frozen=True)

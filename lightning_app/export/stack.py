@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_app.errors import UserError
-from lightning_app.export.base_files import BaseFiles, Patch
 from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.neuroglot_delta import row_digest
+from lightning_app.model.base_files import BaseFiles, Patch
 
 Policy = Literal["refuse", "average", "ordered", "weighted"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)

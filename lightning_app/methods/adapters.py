@@ -96,6 +96,10 @@ class AdapterMethod(Method):
     what: ClassVar[str]
     result: ClassVar[str | None] = "adapter"
 
+    @property
+    def trains_beside(self) -> bool:
+        return True
+
     @abstractmethod
     def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
         """Returns PEFT's configuration for a base."""

@@ -13,7 +13,8 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
-from lightning_app.model.ffn import Projection, find_gated_ffns
+from lightning_app.model.beside import NeuronsBeside
+from lightning_app.model.ffn import PROJECTIONS, Projection, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
 
 Weights = dict[str, Tensor]
@@ -33,8 +34,15 @@ class Delta:
     vectors: Weights
 
     def write(self, base: PreTrainedModel, scale: float = 1.0) -> None:
-        """Rounds the vectors into the live weights of ``base``, in place; ``scale`` shrinks or stretches the change."""
+        """Rounds the vectors into the live weights of ``base``, in place; beside them, where those are quantised.
+
+        ``scale`` shrinks or stretches the change.
+        """
         ffns = find_gated_ffns(base)
+        projections = {name.split(".")[1] for name in self.vectors}
+        for place, taken in self.neurons.by_layer.items():
+            if ffns[place].is_quantized:
+                NeuronsBeside(ffns[place], taken, [each for each in PROJECTIONS if each in projections])
         for name, vectors in self.vectors.items():
             layer, projection = name.split(".")
             ffn = ffns[int(layer)]
@@ -218,8 +226,12 @@ class Method(ABC):
     chooses_by_text: ClassVar[bool] = False
     result: ClassVar[str | None] = None
     trains_new_base: ClassVar[bool] = False
-
     seed: int = 0
+
+    @property
+    def trains_beside(self) -> bool:
+        """Whether what it trains stands, or can stand, beside the base's matrices, so that those can be quantised."""
+        return False
 
     @property
     def settings(self) -> dict[str, object]:

@@ -5,6 +5,8 @@ gradients with the full matrices and weight gradients for the selected rows alon
 are rounded into the matrices in place. No clone, no extra forward work, optimiser states for the rows only, and
 frozen entries cannot move. Gradients equal those of full training under a mask.
 
+The neurons of a quantised base stand beside its matrices instead; see `lightning_app.model.beside`.
+
 Shape suffixes: T tokens, D hidden size, N neurons per layer, S selected neurons.
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_app.methods.method import NeuronTraining, Weights
+from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import GatedFFN, Projection
 from lightning_app.neurons.neuron_set import NeuronSet
 
@@ -42,7 +45,8 @@ class PackedEngine(NeuronTraining):
         for ffn in ffns:
             if ffn.layer < self.lowest_layer:
                 continue  # nothing below needs a gradient: the plain module, which then keeps nothing for backward
-            layer = _PackedLayer(ffn, neurons.by_layer.get(ffn.layer), projections)
+            kind = NeuronsBeside if ffn.is_quantized else _PackedLayer
+            layer = kind(ffn, neurons.by_layer.get(ffn.layer), projections)
             ffn.module.forward = layer.forward
             if ffn.layer in neurons.by_layer:
                 self.rows[str(ffn.layer)] = layer
@@ -74,7 +78,7 @@ class PackedEngine(NeuronTraining):
 
     def after_step(self) -> None:
         for packed in self.rows.values():
-            cast(_PackedLayer, packed).write_back()
+            cast(_PackedLayer | NeuronsBeside, packed).write_back()
 
 
 class _PackedLayer(nn.Module):

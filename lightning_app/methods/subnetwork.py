@@ -36,6 +36,10 @@ class SubnetworkTraining(Method):
         if len(set(self.projections)) < len(self.projections):
             raise UserError(f"--model.projections is {', '.join(self.projections)}; name each projection once")
 
+    @property
+    def trains_beside(self) -> bool:
+        return self.engine == "packed"
+
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
         engine = PackedEngine if self.engine == "packed" else MaskedEngine
         ordered = tuple(projection for projection in PROJECTIONS if projection in self.projections)

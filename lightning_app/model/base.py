@@ -1,13 +1,13 @@
 """The base model and its tokenizer: loaded from the hub or a folder, or made from a configuration."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +22,9 @@ from lightning_app.files import JSON, UNREADABLE, one_line, refused_object
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
 from lightning_app.model.attention import attend_without_masks
+from lightning_app.model.base_files import BaseFiles
 from lightning_app.model.loading import require_floats, shown_loading
+from lightning_app.model.quantized import keep_unquantized, loading_options, numbers_in, quantization_of
 from lightning_app.progress import ByteProgress
 from lightning_app.run import is_first_process
 
@@ -31,6 +33,7 @@ NEW = "new"
 
 _UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
 _LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
+_CPU = torch.device("cpu")
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
 
@@ -45,6 +48,11 @@ class Base:
 
     model: PreTrainedModel
     identity: ModelIdentity
+
+    @property
+    def quantization(self) -> str | None:
+        """What its matrices are kept in, ``nf4`` or ``int8``; None where they are as they were."""
+        return quantization_of(self.model)
 
     def prepare_on(self, device: torch.device) -> None:
         """Moves the model to a device, in evaluation mode, to run single sequences."""
@@ -73,26 +81,48 @@ def base_dtype(precision: str) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def load_base(name: str, revision: str | None, dtype: torch.dtype | None) -> Base:
-    """Loads a causal language model of transformers and freezes it; in the dtype of its files where none is given.
+def load_base(
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    quantization: str | None = None,
+    device: torch.device = _CPU,
+) -> Base:
+    """Loads a causal language model of transformers and freezes it.
+
+    Its identity is that of the files, whether it is quantised or not: what is trained on the one fits the other.
+
+    Args:
+        name: On the hub, or a folder.
+        revision: Branch, tag or commit.
+        dtype: Of the weights, or of the products of quantised ones; that of the files where none is given.
+        quantization: What the linear layers of the decoder are kept in: ``nf4``, ``int8``, or None.
+        device: Where a quantised base is; any other is on the CPU.
 
     Raises:
-        UserError: There is none, it is gated, out of reach, damaged, or lacks weights.
+        UserError: There is none, it is gated, out of reach, damaged, quantised already, or lacks weights.
     """
+    options = loading_options(quantization, dtype, device)
     try:
         require_floats(name, revision)
         with shown_loading(name, revision):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False,
-                output_loading_info=True,
+                output_loading_info=True, **options,
             )  # fmt: skip
     except _UNUSABLE as error:
         raise _unusable_weights(name, error) from error
     model, found = loaded
-    twice = 2 * sum(weight.nbytes for weight in model.parameters())
-    with ByteProgress(f"checking {name}", twice, is_shown=is_first_process(), is_brief=True) as progress:
-        _require_whole(model, name, sorted(found["missing_keys"]), progress)
-        return Base(model.requires_grad_(False), identity_of(model, name, progress.advance))
+    names, weights = [name for name, _ in model.named_parameters()], dict(model.named_parameters()).__getitem__
+    size = sum(weight.nbytes for weight in model.parameters())
+    if quantization is not None:  # is checked, and known again, by the files
+        files = BaseFiles.find(name, revision)
+        keep_unquantized(model, files)
+        weights, size = files.read, files.bytes
+    with ByteProgress(f"checking {name}", 2 * size, is_shown=is_first_process(), is_brief=True) as progress:
+        _require_whole(name, sorted(found["missing_keys"]), ((each, weights(each)) for each in names), progress)
+        in_order = ((each, weights(each)) for each in sorted(names))
+        return Base(model.requires_grad_(False), identity_of(model, name, in_order, progress.advance))
 
 
 def _unusable_weights(name: str, error: Exception) -> UserError:
@@ -111,7 +141,9 @@ def _unusable_weights(name: str, error: Exception) -> UserError:
     return unloadable("model", name, error)
 
 
-def _require_whole(model: PreTrainedModel, name: str, missing: list[str], progress: ByteProgress) -> None:
+def _require_whole(
+    name: str, missing: list[str], weights: Iterable[tuple[str, Tensor]], progress: ByteProgress
+) -> None:
     """Raises `UserError` where files lack weights, which transformers would draw at random, or hold none to use."""
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -119,7 +151,7 @@ def _require_whole(model: PreTrainedModel, name: str, missing: list[str], progre
             f"the files of model {name} lack {len(missing)} of its weights ({some}); they would be random numbers. "
             "Download it again, or check that its config.json belongs to its weights"
         )
-    for weight_name, weight in model.named_parameters():
+    for weight_name, weight in weights:
         if not torch.isfinite(weight).all():
             raise UserError(f"model {name} has NaN or infinite weights in {weight_name}; download it again")
         progress.advance(weight.nbytes)
@@ -205,20 +237,30 @@ def read_architecture(architecture: JSON) -> PretrainedConfig:
 
 
 def identity_of(
-    model: PreTrainedModel, name: str, seen: Callable[[int], object] = lambda read_bytes: None
+    model: PreTrainedModel,
+    name: str,
+    in_order: Iterable[tuple[str, Tensor]] | None = None,
+    seen: Callable[[int], object] = lambda read_bytes: None,
 ) -> ModelIdentity:
-    """Returns a model's identity, with a fingerprint unless its weights are on the meta device; see `fingerprint`."""
+    """Returns a model's identity, with a fingerprint unless its weights are on the meta device.
+
+    Args:
+        model: The model.
+        name: Hub name or folder.
+        in_order: What it is known by, in the order of the names, where the model's own weights are not as they were.
+        seen: See `fingerprint`.
+    """
     config = model.config.get_text_config()
-    weights = list(model.named_parameters())
+    weights = sorted(model.named_parameters(), key=lambda item: item[0])
     is_meta = any(weight.is_meta for _, weight in weights)
     return ModelIdentity(
         name=name,
         revision=getattr(model.config, "_commit_hash", None) or "",
-        fingerprint="" if is_meta else fingerprint(weights, seen),
+        fingerprint="" if is_meta else fingerprint(in_order or weights, seen),
         layers=config.num_hidden_layers,
         neurons_per_layer=getattr(config, "intermediate_size", None) or 0,
         hidden_size=config.hidden_size,
-        parameters=sum(weight.numel() for _, weight in weights),
+        parameters=sum(numbers_in(weight) for _, weight in weights),
     )
 
 

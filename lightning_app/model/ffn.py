@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.model.quantized import is_quantized, product_dtype, unquantized
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -48,6 +48,15 @@ class GatedFFN:
     def is_fused(self) -> bool:
         return self.gate is self.up
 
+    @property
+    def is_quantized(self) -> bool:
+        return is_quantized(self.down)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its products; that of its matrices, unless they are quantised."""
+        return product_dtype(self.down)
+
     def linear(self, projection: str) -> nn.Linear:
         """Returns the linear layer that holds a projection."""
         return getattr(self, projection)
@@ -61,7 +70,15 @@ class GatedFFN:
         return neurons + self.neurons if projection == "up" and self.is_fused else neurons
 
     def read(self, projection: str, neurons: Tensor) -> Tensor:
-        """Returns a copy of the neurons' vectors in one projection, (neurons, D)."""
+        """Returns a copy of the neurons' vectors in one projection, (neurons, D).
+
+        Of a quantised matrix they are as they were before it was quantised, unless they stand beside it.
+        """
+        if self.is_quantized:
+            if (beside := self._beside(projection, neurons)) is not None:
+                return beside.detach().clone()
+            index = self.rows_of(projection, neurons)
+            return unquantized(self.linear(projection)).vectors(int(projection == "down"), index)
         return self.take(projection, neurons, self.linear(projection).weight).detach().clone()
 
     def take(self, projection: str, neurons: Tensor, matrix: Tensor) -> Tensor:
@@ -71,7 +88,16 @@ class GatedFFN:
 
     @torch.no_grad()
     def write(self, projection: str, neurons: Tensor, vectors: Tensor) -> None:
-        """Rounds ``vectors`` (neurons, D) to the matrix's dtype and writes them in place."""
+        """Rounds ``vectors`` (neurons, D) to the matrix's dtype and writes them in place.
+
+        In a quantised FFN they have to stand beside the matrix already; see `lightning_app.model.beside`.
+        """
+        if self.is_quantized:
+            beside = self._beside(projection, neurons)
+            if beside is None:
+                raise RuntimeError(f"layer {self.layer} is quantised, and these neurons do not stand beside it")
+            beside.copy_(vectors)
+            return
         weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
         vectors = vectors.to(weight.dtype)
         if projection == "down":
@@ -79,12 +105,19 @@ class GatedFFN:
         else:
             weight.index_copy_(0, index, vectors)
 
+    def _beside(self, projection: str, neurons: Tensor) -> Tensor | None:
+        """Returns the neurons' own rows, (neurons, D), where just they stand beside a quantised matrix."""
+        beside = getattr(self.module, "beside", None)
+        if beside is None or not torch.equal(beside.neurons, neurons.to(beside.neurons.device)):
+            return None
+        return getattr(beside, projection, None)
+
     def reference(self, x: Tensor) -> Tensor:
         """Computes the FFN by its defining equation."""
         gate, up = self.gate(x), self.up(x)
         if self.is_fused:
             gate, up = gate[..., : self.neurons], up[..., self.neurons :]
-        return F.linear(self.act(gate) * up, self.down.weight, self.down.bias)
+        return self.down(self.act(gate) * up)
 
 
 def find_gated_ffns(model: PreTrainedModel) -> list[GatedFFN]:
@@ -128,7 +161,7 @@ def _require_equation(ffn: GatedFFN, architecture: str) -> None:
     if weight.is_meta:
         return
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, ffn.gate.in_features, generator=generator).to(weight.device, weight.dtype)
+    x = torch.randn(2, ffn.gate.in_features, generator=generator).to(weight.device, ffn.dtype)
     grid = torch.linspace(-8, 8, 1000, device=weight.device)
     training = ffn.module.training
     same = torch.equal(ffn.act(grid) > 0, grid > 0) and torch.allclose(

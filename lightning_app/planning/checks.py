@@ -15,6 +15,7 @@ from lightning_app.languages import find_language
 from lightning_app.methods.registry import METHODS
 from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.model.quantized import require_library
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
@@ -83,6 +84,27 @@ def check_base_is_one(run: Checked) -> None:
     if not module.method.trains_new_base:
         able = " or ".join(name for name, each in METHODS.items() if each.trains_new_base)
         raise UserError(f"a new base from --model.architecture has nothing to adapt yet; set --model.method {able}")
+
+
+def check_base_can_be_quantized(run: Checked) -> None:
+    """What is to be quantised is a base that exists and is not quantised yet, trained by what stands beside it."""
+    module = run.module
+    if module.base_name is not None and getattr(run.base.model.config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{module.base_name} is quantised already, and its weights as they were are needed: give the --model.base "
+            "that it was made from, with --model.quantization nf4 to keep that in 4 bits"
+        )
+    if (quantization := module.quantization) is None:
+        return
+    if module.base_name is None:
+        raise UserError(f"--model.quantization is {quantization}, but a new base is trained as a whole; leave it out")
+    if not module.method.trains_beside:
+        raise UserError(
+            f"--model.quantization {quantization} keeps the base's matrices in too few bits to train them, as "
+            f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed, or "
+            "--model.method lora"
+        )
+    require_library(quantization)
 
 
 def check_neurons_are_trained(run: Checked) -> None:
@@ -181,6 +203,7 @@ CHECKS: tuple[Callable[[Checked], None], ...] = (
     check_numbers,
     check_base_is_named,
     check_base_is_one,
+    check_base_can_be_quantized,
     check_neurons_are_trained,
     check_blocks_fit_the_context,
     check_cache_is_a_folder,

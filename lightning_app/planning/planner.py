@@ -87,16 +87,15 @@ class Planner:
         base, corpus = self._base(), data.corpus
         identity = base.identity
         pool = self.profiling.pool(module.languages) if module.needs_selection else []
-        atlas = find_atlas(self.profiling, corpus, identity, self.profiling.block_size_on(base)) if pool else None
+        counted_on = identity, self.profiling.block_size_on(base), module.quantization
+        atlas = find_atlas(self.profiling, corpus, *counted_on) if pool else None
         uncounted = [language for language in pool if atlas is None or language not in atlas]
         neurons, source = self._neurons(base, pool, atlas if not uncounted else None)
         text: list[Supply] = []
         counted: list[Supply] = []
         if corpus.new_vocabulary is None:
-            text = [
-                corpus.supply(share.language, int(data.token_budget * share.share), is_trained=True)
-                for share in data.shares
-            ]
+            wanted = {share.language: int(data.token_budget * share.share) for share in data.shares}
+            text = [corpus.supply(language, tokens, is_trained=True) for language, tokens in wanted.items()]
             counted = [corpus.supply(language, self.profiling.tokens_per_language) for language in uncounted]
         length = self._length(text)
         attached = module.method.attach(base.model, neurons)

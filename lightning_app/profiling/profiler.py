@@ -213,21 +213,25 @@ class Profiler:
 
     def _default_path(self) -> Path:
         identity = self.base.identity
-        counted = _counted_id(self.settings, self.corpus, self.block_size)
+        counted = _counted_id(self.settings, self.corpus, self.block_size, self.base.quantization)
         return self.corpus.atlases / f"{identity.short_name}-{identity.fingerprint[:8]}-{counted}.safetensors"
 
 
-def _counted_id(settings: ProfilingSettings, corpus: Corpus, block_size: int) -> str:
+def _counted_id(settings: ProfilingSettings, corpus: Corpus, block_size: int, quantization: str | None) -> str:
     """Returns a digest over what counts depend on beside the model."""
-    until: list[object] = []
+    until: list[object] = [quantization] if quantization else []
     if settings.stop_when_stable:
-        until = [settings.stop_when_stable, settings.rate, settings.quantile, *settings.sizes.own().items()]
+        until += [settings.stop_when_stable, settings.rate, settings.quantile, *settings.sizes.own().items()]
     return corpus.text_id(settings.tokens_per_language, block_size, *until)[:8]
 
 
-def find_atlas(settings: ProfilingSettings, corpus: Corpus, identity: ModelIdentity, block_size: int) -> Atlas | None:
+def find_atlas(
+    settings: ProfilingSettings, corpus: Corpus, identity: ModelIdentity, block_size: int,
+    quantization: str | None = None,
+) -> Atlas | None:  # fmt: skip
     """Returns the atlas that a `Profiler` would find, by the base's name where its weights were never seen."""
-    pattern = f"{identity.short_name}-{'?' * 8}-{_counted_id(settings, corpus, block_size)}.safetensors"
+    counted = _counted_id(settings, corpus, block_size, quantization)
+    pattern = f"{identity.short_name}-{'?' * 8}-{counted}.safetensors"
     found = sorted(corpus.atlases.glob(pattern), key=lambda path: path.stat().st_mtime)
     path = settings.atlas_path(corpus.atlases) or (found[-1] if found else None)
     if path is None or not path.exists():

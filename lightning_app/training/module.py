@@ -25,6 +25,7 @@ from lightning_app.model.attention import attend_without_masks, require_document
 from lightning_app.model.base import Base, base_dtype, load_base, new_base, recompute_activations
 from lightning_app.model.generation import continue_text
 from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, sequence_loss_sums, token_loss_sum
+from lightning_app.model.quantized import Quantization
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.training.calibration import make_calibration
@@ -41,6 +42,7 @@ class SparseSubnetModule(LightningModule):
     Args:
         base: Causal language model on the hub, or a folder.
         revision: Branch, tag or commit of the base.
+        quantization: Keep the base's matrices in fewer bits, ``nf4`` or ``int8``; what is trained is fp32 beside them.
         architecture: transformers configuration of a new base (``model_type`` and its keys), instead of ``base``.
         method: What is trained, and how; see ``lightning_app/methods``.
         first_layer: Train only neurons from this layer up; the layers below run without a graph, which is faster and
@@ -68,6 +70,7 @@ class SparseSubnetModule(LightningModule):
         self,
         base: str | None = "meta-llama/Llama-3.1-8B",
         revision: str | None = None,
+        quantization: Quantization | None = None,
         architecture: JSON | None = None,
         method: str = DEFAULT,
         first_layer: int = 0,
@@ -84,7 +87,7 @@ class SparseSubnetModule(LightningModule):
         **method_keys: object,
     ) -> None:
         super().__init__()
-        self.base_name, self.revision, self.architecture = base, revision, architecture
+        self.base_name, self.revision, self.quantization, self.architecture = base, revision, quantization, architecture
         self.method, self.first_layer = build_method(method, method_keys), first_layer
         published = ("subnetwork.safetensors", "--model.subnetwork")
         self.subnetwork_path = local_file(subnetwork, *published) if subnetwork else None
@@ -92,9 +95,8 @@ class SparseSubnetModule(LightningModule):
         self.lr = self.method.lr if lr is None else lr
         self.weight_decay, self.betas, self.ema, self.warmup_steps = weight_decay, betas, ema, warmup_steps
         self.schedule, self.activation_checkpointing, self.is_compiled = schedule, activation_checkpointing, compile
-        self.strict_loading = False
         self.checkpoint: Path | None = None
-        self.scale = 1.0
+        self.scale, self.strict_loading = 1.0, False
         self.subnetworks: Subnetworks | None = None
         self.neurons: NeuronSet | None = None
         self.attached: Attached | None = None
@@ -110,14 +112,15 @@ class SparseSubnetModule(LightningModule):
         return self._base
 
     def _load(self) -> Base:
-        dtype = base_dtype(str(self.trainer.precision))
+        dtype, place = base_dtype(str(self.trainer.precision)), self._running.strategy.root_device
         if self.checkpoint is not None and self._running.state.fn != "fit":
-            adapted = load_adapted(self.checkpoint, self.base_name, self.revision, dtype, self.scale)
-            return Base(adapted.model, adapted.base)
+            return load_adapted(
+                self.checkpoint, self.base_name, self.revision, dtype, self.scale, quantized_on=place
+            ).as_base
         dtype = self.method.weight_dtype(dtype)
         if self.architecture is not None:
             return new_base(self.architecture, self.data.tokenizer, dtype)
-        return load_base(cast(str, self.base_name), self.revision, dtype)
+        return load_base(cast(str, self.base_name), self.revision, dtype, self.quantization, place)
 
     @property
     def _running(self) -> NeuroglotTrainer:
@@ -142,10 +145,7 @@ class SparseSubnetModule(LightningModule):
         return self.method.needs_neurons and all(each is None for each in known)
 
     def train_neurons(self, subnetworks: Subnetworks, where: Path | str) -> None:
-        """Takes the neurons to train: those that the method chooses where these speak the languages. Collective.
-
-        Raises `UserError` where they belong to another model, or a language has none.
-        """
+        """Takes the neurons that the method chooses where these, the base's, speak the languages. Collective."""
         subnetworks.model.require_same(self.base.identity, "subnetwork", where)
         speaking = subnetworks.to_train(self.targets, self.first_layer, where)
         speaking.require_within(self.base.identity, where)
@@ -178,12 +178,12 @@ class SparseSubnetModule(LightningModule):
         self.losses = ValidationLosses(blocks, len(self.data.paper_languages))
         self.head = OutputHead.of(model)
         is_trained = self._running.state.fn == "fit"
-        if is_trained and self.activation_checkpointing:
-            recompute_activations(model)
         if is_trained:
+            if self.activation_checkpointing:
+                recompute_activations(model)
             self.attached = self.method.attach(model, self.neurons)
-        if self.attached is not None and self.is_compiled:
-            compile_layers(model, self.attached)
+            if self.is_compiled:
+                compile_layers(model, self.attached)
         model.train(is_trained)
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -286,7 +286,7 @@ class SparseSubnetModule(LightningModule):
         attached, model = self._at_work(), self.base.model
         return Adaptation(
             base=self.base.identity, architecture=self.architecture, dtype=str(model.dtype).removeprefix("torch."),
-            tokenizer=self.data.tokenizer.name_or_path,
+            quantization=self.quantization, tokenizer=self.data.tokenizer.name_or_path,
             language=",".join(language.glotcc for language in self.languages) or None,
             method=self.method, trained=attached.identity(), neurons=self.neurons,
         )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Neurons taken out of a quantised FFN and computed beside it.
+
+Rows cannot live in a quantised matrix: a step of AdamW is far smaller than the distance of its levels. So the selected
+neurons leave the quantised path. What gate and up put out for them is replaced by the product with their own rows, and
+their part of down's input is set to zero there and multiplied with their own columns. One thin product for each; no
+dense copy of a matrix beside the one that the library makes for its own product, and no second dense product.
+
+Shape suffixes: T tokens, D hidden size, N neurons per layer, S selected neurons.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.quantized import dequantized
+
+
+class NeuronsBeside(nn.Module):
+    """Neurons of a quantised FFN in fp32 beside it; at first as they are in the files of the base.
+
+    Parameters are named by projection and hold D-vectors, (S, D); columns of down_proj are stored as rows.
+
+    Args:
+        ffn: The FFN, which computes with them from now on.
+        neurons: Which, int64 (S,), sorted; None where none.
+        projections: Which of gate, up and down are taken out.
+    """
+
+    neurons: Tensor
+
+    def __init__(self, ffn: GatedFFN, neurons: Tensor | None, projections: Iterable[Projection]) -> None:
+        super().__init__()
+        self._ffn = ffn
+        selected = torch.empty(0, dtype=torch.int64) if neurons is None else neurons
+        self.register_buffer("neurons", selected.to(ffn.down.weight.device), persistent=False)
+        for projection in projections if neurons is not None else ():
+            rows = ffn.read(projection, self.neurons)
+            self.register_parameter(projection, nn.Parameter(rows.float()))
+        ffn.module.forward = self.forward
+        vars(ffn.module)["beside"] = self  # no submodule: it belongs to who trains it
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [self._parameters.get(projection) for projection in ("gate", "up", "down")]
+        return _BesideFFN.apply(x, *rows, self._ffn, self.neurons)
+
+    def write_back(self) -> None:
+        """Does nothing: what is stepped is what computes."""
+
+
+class _BesideFFN(torch.autograd.Function):
+    """The whole gated FFN as one function: keeps x, gate and up for the backward and makes the rest again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate_rows: Tensor | None,
+        up_rows: Tensor | None,
+        down_rows: Tensor | None,
+        ffn: GatedFFN,
+        neurons: Tensor,
+    ) -> Tensor:
+        x = x.to(ffn.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            gate = ffn.gate(x)
+            if ffn.is_fused:
+                gate, up = gate[..., : ffn.neurons], gate[..., ffn.neurons :]
+            else:
+                up = ffn.up(x)
+            for out, projection, rows in ((gate, "gate", gate_rows), (up, "up", up_rows)):
+                if rows is not None:
+                    out.index_copy_(-1, neurons, _product(x, rows, ffn, projection, neurons))
+            h = ffn.act(gate) * up
+            if down_rows is None:
+                out = ffn.down(h)
+            else:
+                h_S = h[..., neurons]
+                h.index_fill_(-1, neurons, 0)
+                out = ffn.down(h) + h_S @ down_rows.to(h.dtype)
+        ctx.save_for_backward(x, gate, up)
+        # On the context, not among the saved tensors: the rows change in place between steps.
+        ctx.ffn, ctx.neurons, ctx.rows = ffn, neurons, (gate_rows, up_rows, down_rows)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        ffn, neurons = ctx.ffn, ctx.neurons
+        gate_rows, up_rows, down_rows = ctx.rows
+        needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad[:4]
+        shape = grad_out.shape
+        x_TD, gate_TN, up_TN = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        grad_TD = grad_out.reshape(-1, shape[-1]).to(x_TD.dtype)
+        grad_down = None
+        if needs_down:
+            grad_down = (ffn.act(gate_TN[:, neurons]) * up_TN[:, neurons]).t() @ grad_TD
+        if down_rows is not None and not needs_x:
+            grad_h = grad_TD @ down_rows.t().to(grad_TD.dtype)
+        else:
+            grad_h = grad_TD @ dequantized(ffn.down)
+            if down_rows is not None:
+                grad_h.index_copy_(1, neurons, grad_TD @ down_rows.t().to(grad_TD.dtype))
+            elif not needs_x:
+                grad_h = grad_h[:, neurons]
+        selected: Any = neurons
+        if not needs_x:  # nothing below is trained: the selected columns are all that is needed
+            gate_TN, up_TN, selected = gate_TN[:, neurons], up_TN[:, neurons], slice(None)
+        with torch.enable_grad():
+            leaf = gate_TN.detach().requires_grad_()
+            act = ffn.act(leaf)
+        (grad_gate_out,) = torch.autograd.grad(act, leaf, grad_h * up_TN)
+        grad_up_out = grad_h * act.detach()
+        grad_gate_S, grad_up_S = grad_gate_out[:, selected], grad_up_out[:, selected]
+        grad_gate = grad_gate_S.t() @ x_TD if needs_gate else None
+        grad_up = grad_up_S.t() @ x_TD if needs_up else None
+        grad_x = None
+        if needs_x:
+            own = [(grad_gate_out, grad_gate_S, gate_rows), (grad_up_out, grad_up_S, up_rows)]
+            grad_x = _input_gradient(ffn, own, neurons).reshape((*shape[:-1], x_TD.shape[-1]))
+        return grad_x, _float(grad_gate), _float(grad_up), _float(grad_down), None, None
+
+
+def _product(x: Tensor, rows: Tensor, ffn: GatedFFN, projection: str, neurons: Tensor) -> Tensor:
+    """Returns what the neurons' own rows put out, (..., S)."""
+    out = x @ rows.t().to(x.dtype)
+    bias = ffn.linear(projection).bias
+    return out if bias is None else out + bias[ffn.rows_of(projection, neurons)].to(out.dtype)
+
+
+def _input_gradient(ffn: GatedFFN, parts: list[tuple[Tensor, Tensor, Tensor | None]], neurons: Tensor) -> Tensor:
+    """Returns the gradient with respect to x, (T, D), of gate and up by the gradients of what they put out.
+
+    Args:
+        ffn: The FFN.
+        parts: Of gate and up: the gradient, (T, N), which is overwritten, its columns of the neurons, (T, S), and
+            their rows, where they stand beside the matrix.
+        neurons: Which, (S,).
+    """
+    for grad_TN, _, rows in parts:
+        if rows is not None:
+            grad_TN.index_fill_(1, neurons, 0)
+    if ffn.is_fused:
+        grad_x = torch.cat([grad_TN for grad_TN, _, _ in parts], dim=-1) @ dequantized(ffn.gate)
+    else:
+        grad_x = parts[0][0] @ dequantized(ffn.gate)
+        grad_x.addmm_(parts[1][0], dequantized(ffn.up))
+    for _, grad_TS, rows in parts:
+        if rows is not None:
+            grad_x.addmm_(grad_TS, rows.to(grad_TS.dtype))
+    return grad_x
+
+
+def _float(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.float()
