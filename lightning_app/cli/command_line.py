@@ -166,6 +166,7 @@ def _run(name: str, arguments: list[str], debug: list[str]) -> None:
     sys.argv[1:] = [name, *arguments, *debug]  # what a launcher of more processes starts again
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # speaks while it is imported, of kernels not here
     _, run = find_verb(name)
     quiet_libraries()  # Lightning makes its loggers talkative when it is imported
     run(arguments, shows_all)
@@ -183,7 +184,6 @@ def quiet_libraries() -> None:
         "httpx",
         "datasets",
         "huggingface_hub",
-        "bitsandbytes",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (

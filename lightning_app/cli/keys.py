@@ -68,14 +68,21 @@ class Keys:
     def tidy(self, arguments: list[str]) -> list[str]:
         """Returns the arguments with their words behind the key that these belong to, and --push-to as --push_to.
 
+        A flag may be followed by what it is set to, as other keys are.
+
         >>> keys = Keys("apply", "", {}, {"base": "value", "remove": "flag", "push_to": "value"}, "deltas")
         >>> keys.tidy(["--remove", "a", "b", "--base", "c", "--push-to", "d-e"])
         ['--remove', '--base', 'c', '--push_to', 'd-e', '--deltas=["a", "b"]']
+        >>> keys.tidy(["--remove", "false"])
+        ['--remove=false']
         """
         words: list[str] = []
         others: list[str] = []
-        may_be_value = False
+        may_be_value = is_after_flag = False
         for argument in arguments:
+            if is_after_flag and argument in ("true", "false"):
+                others[-1], is_after_flag = f"{others[-1]}={argument}", False
+                continue
             is_key = argument.startswith("-") and argument != "-"  # which is a value: stdin
             argument = self._with_underscores(argument) if is_key else argument
             if self.words is None or is_key or may_be_value:
@@ -83,7 +90,8 @@ class Keys:
             else:
                 words.append(argument)
             key, equals, _ = argument.removeprefix("--").partition("=")
-            may_be_value = is_key and not equals and self.kind(key) != "flag"
+            is_after_flag = is_key and not equals and self.kind(key) == "flag"
+            may_be_value = is_key and not equals and not is_after_flag
         return [*others, f"--{self.words}={json.dumps(words)}"] if words else others
 
     def _with_underscores(self, argument: str) -> str:

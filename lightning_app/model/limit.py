@@ -36,7 +36,7 @@ def forward_flop(model: PreTrainedModel, block_size: int, layers: Iterable[int] 
     counted = set(range(config.num_hidden_layers) if layers is None else layers)
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     weights = sum(
-        linear.weight.numel()
+        numbers_in(linear.weight)
         for name, linear in linears
         if (layer := re.search(r"\.(\d+)\.", name)) is not None and int(layer[1]) in counted
     )

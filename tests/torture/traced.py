@@ -82,6 +82,8 @@ def attempt(arguments: list[str], folder: Path, log: Path, moment: Moment | None
         moment: When it is killed; None lets it end.
     """
     started, trace = time.monotonic(), log.with_suffix(".trace")
+    for path in (log, trace):
+        path.touch()  # a child may be killed before it opens them
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
