@@ -177,11 +177,12 @@ def one_line(error: BaseException) -> str:
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, object], kind: str) -> None:
     """Writes a safetensors file whose header says what it is (``kind``) and carries ``metadata`` as JSON."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     header = {"neuroglot": kind, "metadata": json.dumps(dict(metadata), sort_keys=True)}
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+        # Written here: `save_file` goes by a temporary file of its own, which a kill would leave for ever.
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, header))
 
 
 def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], JSON]":

@@ -21,7 +21,7 @@ from lightning_app.analysis.weight_change import read_vectors
 from lightning_app.errors import UserError
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import find_language
-from lightning_app.methods.adapters import merge_adapters
+from lightning_app.methods.adapter_training import merge_adapters
 from lightning_app.methods.registry import build_method
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.neurons.atlas import Atlas

@@ -12,7 +12,7 @@ from lightning_app.export.delta import LanguageDelta
 from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.languages import Language, find_language
-from lightning_app.methods.adapters import merge_adapters
+from lightning_app.methods.adapter_training import merge_adapters
 from lightning_app.model.base import load_base
 from lightning_app.neurons.neuron_set import NeuronSet
 

@@ -9,6 +9,7 @@ from lightning_app.cli.apply import read_weights
 from lightning_app.cli.lightning_cli import NeuroglotCLI
 from lightning_app.cli.measure import of_run
 from lightning_app.cli.verb import Verb, say
+from lightning_app.comparison.scaled import losses_on_base_as_it_is
 from lightning_app.errors import UserError
 from lightning_app.export.exporting import Form, Options, verify
 from lightning_app.export.exporting import export as write
@@ -79,9 +80,23 @@ def export(arguments: list[str], shows_all: bool) -> None:
     else:
         found = write(source, settings.to, out, prompts, options, say)
     say(f"{settings.to}: {out}, {short(size_on_disk(out))}B; {found}")
+    if source.adaptation is not None and source.adaptation.quantization and settings.scale == 1.0:
+        _say_both_losses(RunFolder.of(paths[0]), source.adaptation.quantization)
     if settings.push_to is not None:
         address = push(settings.push_to, source, settings.to, out, settings.private)
         say(f"published: {address}")
+
+
+def _say_both_losses(folder: RunFolder, quantization: str) -> None:
+    """Says what a run's targets lose on the base as it is, beside what they lost on the quantised one in training."""
+    trained = folder.record().get("result", {}).get("best", {}).get("losses", {})
+    if not trained:  # a checkpoint by itself, or a run that has not ended
+        return
+    say(f"measuring it on FLORES dev on the base as it is; it was trained on one in {quantization}")
+    plain = losses_on_base_as_it_is(folder)
+    for code in folder.record()["targets"]:
+        both = f"{plain[code][0]:.4f} nats per token on the base as it is, {trained[code][0]:.4f} in {quantization}"
+        say(f"{code}: {both}")
 
 
 def find_source(source: str | None, root: Path) -> Path:

@@ -1,6 +1,6 @@
 """LightningCLI for one verb: parses its arguments and instantiates what the keys describe."""
 
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ActionYesNo
@@ -69,7 +69,7 @@ class NeuroglotCLI(LightningCLI):
             keys = parser.add_class_arguments(method, "model", as_group=False, instantiate=False, skip=added)
             added |= {key.removeprefix("model.") for key in keys}
         for key, (kind, default, about) in self.verb.options.items():
-            how = {"action": ActionYesNo, "nargs": "?"} if kind is bool else {"type": kind}
+            how: dict[str, Any] = {"action": ActionYesNo, "nargs": "?"} if kind is bool else {"type": kind}
             parser.add_argument(f"--{key}", default=default, help=about, **how)
         if not self.verb.has_defaults:
             parser.set_defaults({"model.base": None})

@@ -9,6 +9,7 @@ from lightning_app.cli.measure import data_folder
 from lightning_app.cli.verb import Verb
 from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
+from lightning_app.planning.fitting import read_card
 from lightning_app.planning.planner import Launch, Planner
 from lightning_app.reports.tables import format_plan
 
@@ -18,14 +19,22 @@ PLAN = Verb(
     (
         "language", "model.base", "model.method", "model.first_layer", "model.activation_checkpointing",
         "data.token_budget", "data.batch_size", "data.block_size", "profiling.languages", "profiling.rate",
-        "trainer.devices", "trainer.precision", "evaluate", "data_dir", "json",
+        "trainer.devices", "trainer.precision", "for", "evaluate", "data_dir", "json",
     ),
     {
+        "for": (str | None, None, "A card to fit into, 12gb say: say with which keys, the cheapest first."),
         "json": (bool, False, "Print JSON."),
         "evaluate": (str | None, None, "Say what evaluate would take, too: suites or tasks as its --tasks has them."),
         "data_dir": (str | None, None, "Folder of its data sets in the hub's layout."),
     },
 )  # fmt: skip
+
+
+def _card(text: str | None) -> tuple[float, str] | None:
+    if text is None:
+        return None
+    size = read_card(text)
+    return size * 1e9 / 2**30, f"a GPU of {size:g} GB"
 
 
 def plan(arguments: list[str], shows_all: bool) -> None:
@@ -35,7 +44,7 @@ def plan(arguments: list[str], shows_all: bool) -> None:
     trainer, fabric = cli.config.trainer, cli.make_fabric()
     launch = Launch(
         base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
-        trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir),
+        trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir), _card(cli.config["for"]),
     )  # fmt: skip
     planner = Planner(cli.model, cli.datamodule, cli.profiling, launch)
     found = planner.plan()

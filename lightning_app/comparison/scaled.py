@@ -1,7 +1,7 @@
 """What a finished run would give if its change were smaller or larger: losses at other scales, without training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from lightning_app.files import JSON, UNREADABLE, one_line, write_json
 from lightning_app.model.loss import IGNORED, OutputHead, sequence_loss_sums
 from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
+
+_NOT_QUANTIZED = "not quantised"
 
 
 def require_scales(scales: Sequence[float]) -> None:
@@ -36,6 +38,21 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
         UserError: A scale is no number of at least zero, or the run has no best checkpoint.
     """
     require_scales(scales)
+    found = _measured(folder, {f"{scale:g}": (scale, True) for scale in scales})
+    return {scale: found[f"{scale:g}"] for scale in scales}
+
+
+def losses_on_base_as_it_is(folder: RunFolder) -> Losses:
+    """Returns the losses on FLORES dev of what a run trained on a quantised base, put onto the base as it is.
+
+    Raises:
+        UserError: As `scaled_losses`.
+    """
+    return _measured(folder, {_NOT_QUANTIZED: (1.0, False)})[_NOT_QUANTIZED]
+
+
+def _measured(folder: RunFolder, wanted: Mapping[str, tuple[float, bool]]) -> dict[str, Losses]:
+    """Returns losses by name, where each stands for a scale and whether the base is quantised as in training."""
     best = folder.best_checkpoint()
     if best is None:
         raise UserError(f"{folder} has no best checkpoint yet; the same fit command goes on with the run")
@@ -43,7 +60,7 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
     if known.get("checkpoint") != best.name:
         known = {"checkpoint": best.name, "losses": {}}
     _require_losses(folder.scaled, known.get("losses"))
-    missing = [scale for scale in scales if f"{scale:g}" not in known["losses"]]
+    missing = {name: way for name, way in wanted.items() if name not in known["losses"]}
     if missing:
         try:
             config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
@@ -54,10 +71,10 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
         except (*UNREADABLE, yaml.YAMLError) as error:
             raise UserError(f"{folder.config} is damaged ({one_line(error)}); leave the run out") from error
         data.setup("validate")
-        for scale in missing:
-            known["losses"][f"{scale:g}"] = _losses(str(best), config, data, scale)
+        for name, (scale, is_quantized) in missing.items():
+            known["losses"][name] = _losses(str(best), config, data, scale, is_quantized)
             write_json(folder.scaled, known)
-    return {scale: known["losses"][f"{scale:g}"] for scale in scales}
+    return {name: known["losses"][name] for name in wanted}
 
 
 def _require_losses(path: Path, losses: object) -> None:
@@ -86,10 +103,20 @@ def scaled_point(run: RunResult, scale: float, losses: Losses) -> ScaledPoint:
     return ScaledPoint(scale, run.target_loss_before - loss, retention, losses)
 
 
+def _has_room(device: torch.device, model: torch.nn.Module) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return 1.2 * sum(weight.nbytes for weight in model.parameters()) < free
+
+
 @torch.no_grad()
-def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float) -> Losses:
+def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float, is_quantized: bool) -> Losses:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    adapted = load_adapted(checkpoint, config["model"]["base"], config["model"]["revision"], scale=scale)
+    base, revision = config["model"]["base"], config["model"]["revision"]
+    adapted = load_adapted(checkpoint, base, revision, scale=scale, quantized_on=device if is_quantized else None)
+    if not is_quantized and not _has_room(device, adapted.model):
+        device = torch.device("cpu")  # which is why it was quantised
     model = adapted.model.to(device)  # type: ignore[arg-type]
     head, losses = OutputHead.of(model), {}
     is_mixed = config["trainer"]["precision"] == "bf16-mixed"

@@ -78,15 +78,19 @@ def find_contest(source: Path, cache_dir: Path, device: torch.device, limit: int
     is_adapted = adaptation.architecture is None  # a base from scratch has none below it
     name = ADAPTED if is_adapted else BASE
     scores = folder.scores.with_name(f"{folder.scores.name}{trial}")
-    contestants = [Contestant(name, lambda: _on(device, load_adapted(checkpoint)), scores, identity)]
+
+    def load(scale: float) -> AdaptedModel:
+        return _on(device, load_adapted(checkpoint, scale=scale, quantized_on=device))
+
+    contestants = [Contestant(name, lambda: load(1.0), scores, identity)]
     if is_adapted:
         # In the method's dtype and by its way of writing: what differs is the change, and nothing else.
         dtype = adaptation.method.weight_dtype(getattr(torch, adaptation.dtype))
         base = Contestant(
             BASE,
-            lambda: _on(device, load_adapted(checkpoint, scale=0.0)),
+            lambda: load(0.0),
             _of_base(cache_dir, adaptation.base) / scores.name,
-            f"{adaptation.base.fingerprint}-{dtype}",
+            f"{adaptation.base.fingerprint}-{dtype}{_beside(adaptation)}",
         )
         contestants.insert(0, base)
     languages = [find_language(code) for code in (adaptation.language or "").split(",") if code]
@@ -104,6 +108,13 @@ def _alone(source: Path, cache_dir: Path, device: torch.device, trial: str) -> C
     contestant = Contestant(BASE, lambda: _on(device, model), folder, f"{model.base.fingerprint}-{model.model.dtype}")
     about = {"base": model.base.name, "models": _identities([contestant])}
     return Contest([contestant], [], folder.with_suffix(".json"), about)
+
+
+def _beside(adaptation: Adaptation) -> str:
+    """Returns what tells a quantised base from others: its neurons that are trained are as they were."""
+    if adaptation.quantization is None:
+        return ""
+    return f"-{adaptation.quantization}-{adaptation.neurons.identity if adaptation.neurons is not None else ''}"
 
 
 def _identities(contestants: Sequence[Contestant]) -> dict[str, str]:

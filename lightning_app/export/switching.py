@@ -13,7 +13,7 @@ from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.identity import ModelIdentity
 from lightning_app.model.base import load_base, load_tokenizer
-from lightning_app.model.ffn import find_gated_ffns
+from lightning_app.model.ffn import GatedFFN, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -45,6 +45,20 @@ class VectorChange:
     @torch.no_grad()
     def switch(self, is_adapted: bool) -> None:
         self.weight.index_copy_(self.dim, self.index, self.adapted if is_adapted else self.base)
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronChange:
+    """Neurons' vectors in one projection of an FFN, (S, D)."""
+
+    ffn: GatedFFN
+    projection: str
+    neurons: Tensor
+    base: Tensor
+    adapted: Tensor
+
+    def switch(self, is_adapted: bool) -> None:
+        self.ffn.write(self.projection, self.neurons, self.adapted if is_adapted else self.base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +134,7 @@ class BaseAndAdapted:
 
     @classmethod
     def _of_checkpoint(cls, source: Source, adaptation: Adaptation, device: torch.device) -> "BaseAndAdapted":
-        base = load_adapted(source.paths[0], source.base, source.revision, scale=0.0)
+        base = load_adapted(source.paths[0], source.base, source.revision, scale=0.0, quantized_on=device)
         model, neurons = _on(base.model, device), adaptation.neurons
         weights = load_checkpoint(source.paths[0], is_mapped=True)["state_dict"]
 
@@ -150,14 +164,13 @@ def _vectors(weight: Tensor, dim: int, index: Tensor, new: Tensor) -> VectorChan
 def _changes_of_neurons(
     model: PreTrainedModel, neurons: NeuronSet, weights: dict[str, Tensor], restore: Callable[[], None]
 ) -> list[Change]:
-    def present() -> Iterator[VectorChange]:
+    def present() -> Iterator[NeuronChange]:
         for ffn in find_gated_ffns(model):
             for projection in ("gate", "up", "down"):
                 if f"{ffn.layer}.{projection}" in weights:
-                    index = ffn.rows_of(projection, neurons.by_layer[ffn.layer])
-                    linear, dim = ffn.linear(projection), int(projection == "down")
-                    now = linear.weight.detach().index_select(dim, index.to(linear.weight.device))
-                    yield _vectors(linear.weight, dim, index, now)
+                    index = neurons.by_layer[ffn.layer].to(ffn.down.weight.device)
+                    now = ffn.read(projection, index)
+                    yield NeuronChange(ffn, projection, index, now, now)
 
     before = list(present())
     restore()

@@ -1,93 +1,24 @@
 """PEFT's adapters as methods: LoRA and its kin, DoRA, SHiRA and IA3, trained, saved and loaded by PEFT itself."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
-from lightning_app.methods.method import Attached, Method, Weights
+from lightning_app.methods.adapter_training import AdapterTraining
+from lightning_app.methods.method import Method, Weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.layers import attention_linears, decoder_layers, names_of
+from lightning_app.model.quantized import quantization_of
 from lightning_app.neurons.neuron_set import NeuronSet
 
 if TYPE_CHECKING:  # a second of imports that other methods spare
     from peft import PeftConfig
 
 _RANK, _ALPHA = 62, 32  # the paper's
-
-
-class AdapterTraining(Attached):
-    """Trains a PEFT adapter beside a base that stays as it is.
-
-    Args:
-        base: The base; its adapted layers are replaced in place.
-        config: PEFT's configuration.
-        method: Who asks.
-    """
-
-    def __init__(self, base: PreTrainedModel, config: "PeftConfig", method: "AdapterMethod") -> None:
-        from peft import get_peft_model
-
-        super().__init__()
-        # What PEFT draws must not depend on what was drawn before: a resumed run has not profiled.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(method.seed)
-            try:
-                peft_model = get_peft_model(base, config)
-            except ValueError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"--model.method {method.name} does not fit this base: {reason}") from error
-        # In a tuple, so that the base is no part of this module and its parameters stand in one place only.
-        self._peft, self._method = (peft_model,), method
-
-    def trained(self) -> Sequence[Tensor]:
-        return [parameter for parameter in self._peft[0].parameters() if parameter.requires_grad]
-
-    def weights(self) -> Weights:
-        from peft import get_peft_model_state_dict
-
-        return {name: tensor.detach() for name, tensor in get_peft_model_state_dict(self._peft[0]).items()}
-
-    def load_weights(self, weights: Weights) -> None:
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(self._peft[0], weights)
-
-    def identity(self) -> dict[str, object]:
-        config: Any = self._peft[0].peft_config["default"]
-        own = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
-        return {"method": self._method.name, **own, "targets": sorted(config.target_modules)}
-
-    def describe(self) -> str:
-        config: Any = self._peft[0].peft_config["default"]
-        rank = f" of rank {config.r}" if hasattr(config, "r") else ""
-        suffixes = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in config.target_modules))
-        return f"{self._method.what}{rank} on {', '.join(sorted(suffixes))}"
-
-    def save(self, folder: Path) -> None:
-        self._peft[0].save_pretrained(str(folder))
-
-    @torch.no_grad()
-    def write_scaled(self, scale: float) -> None:
-        """Writes ``scale`` times what the adapter changes into the base's own weights, and takes the adapter off."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        peft_model = self._peft[0]
-        for layer in peft_model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                own: Iterable[nn.Parameter] = list(layer.get_base_layer().parameters())
-                before = [weight.clone() for weight in own]
-                layer.merge()
-                for weight, old in zip(layer.get_base_layer().parameters(), before, strict=True):
-                    weight.copy_(old.lerp(weight, scale))
-                layer.merged_adapters.clear()
-        peft_model.unload()
 
 
 class AdapterMethod(Method):
@@ -105,33 +36,23 @@ class AdapterMethod(Method):
         """Returns PEFT's configuration for a base."""
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
-        return AdapterTraining(base, self.config(base, neurons), self)
+        return AdapterTraining(base, self.config(base, neurons), self.name, self.what, self.seed)
 
     def restore(
         self, base: PreTrainedModel, neurons: NeuronSet | None, weights: Weights, scale: float = 1.0,
         is_merged: bool = False,
     ) -> None:  # fmt: skip
-        """Attaches the adapter to a base; at another scale than 1 it is always merged into the base's weights."""
+        """Attaches the adapter to a base; at another scale than 1 it is merged into the base's weights.
+
+        Nothing is merged into quantised ones, whose levels are farther apart than what training changes.
+        """
         attached = self.attach(base, neurons)
         attached.load_weights(weights)
-        if scale != 1.0 or is_merged:
+        if scale != 1.0 and quantization_of(base) is not None:
+            attached.scale_beside(scale)
+        elif scale != 1.0 or is_merged:
             attached.write_scaled(scale)
         base.requires_grad_(False)
-
-
-@torch.no_grad()
-def merge_adapters(model: PreTrainedModel) -> None:
-    """Writes the adapters that `AdapterMethod.restore` attached into the weights, and leaves the plain modules."""
-    if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    model.requires_grad_(False)
 
 
 @dataclass(frozen=True)

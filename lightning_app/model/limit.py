@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_app.model.quantized import numbers_in
+
 # Dense bf16 peaks with fp32 accumulation, from the vendors' data sheets; figures "with sparsity" are twice these.
 _DENSE_TFLOPS = {
     "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "MI300X": 1307,

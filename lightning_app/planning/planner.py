@@ -2,12 +2,13 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from transformers import PreTrainedModel
 
 from datamodules.examination import Fertility, fertility_of
 from datamodules.glotcc import GlotCCDataModule
@@ -22,7 +23,8 @@ from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import all_neurons
 from lightning_app.neurons.subnetworks import Subnetworks
-from lightning_app.planning.memory import Batches, Memory, peak_gib, room_gib, simulate
+from lightning_app.planning.fitting import Setting, advise
+from lightning_app.planning.memory import Batches, peak_gib, room_gib
 from lightning_app.planning.plan import DiskPlan, EvaluationPlan, MemoryPlan, Plan, TimePlan
 from lightning_app.profiling.profiler import find_atlas
 from lightning_app.profiling.settings import ProfilingSettings
@@ -48,6 +50,7 @@ class Launch:
         validate_every: Optimiser steps between validations.
         max_steps: Optimiser steps at most; -1 where nothing limits them.
         run_dir: Folder of all runs.
+        room: GiB of a GPU to plan for in place of the device, and its name.
     """
 
     dtype: torch.dtype
@@ -57,6 +60,7 @@ class Launch:
     validate_every: int
     max_steps: int
     run_dir: Path
+    room: tuple[float, str] | None = None
 
 
 @dataclass
@@ -153,6 +157,9 @@ class Planner:
         dtype = module.method.weight_dtype(self.launch.dtype)
         return base_without_weights(module.base_name, module.revision, dtype, architecture)
 
+    def _base_model(self) -> PreTrainedModel:
+        return self._base().model
+
     def _neurons(self, base: Base, pool: list[Language], atlas: Atlas | None) -> tuple[NeuronSet | None, str]:
         """Returns the neurons to train, where the method needs some, and how they are known."""
         module, profiling = self.module, self.profiling
@@ -176,7 +183,7 @@ class Planner:
 
     def _memory(self, neurons: NeuronSet | None, is_profiled: bool) -> MemoryPlan:
         module, data, profiling = self.module, self.data, self.profiling
-        device = self.launch.device
+        device = self.launch.device if self.launch.room is None else torch.device("cuda")
         batches = Batches(
             training=(data.batch_size, data.block_size),
             are_documents_apart=data.chunking == "documents",
@@ -184,16 +191,14 @@ class Planner:
             profiling=(profiling.batch_size, profiling.block_size_on(self._base())) if is_profiled else None,
         )
 
-        def simulated(tried: Batches, recomputes: bool) -> Memory:
-            recomputes = recomputes or module.activation_checkpointing
-            return simulate(self._base().model, module.method, neurons, tried, recomputes)
-
-        memory = simulated(batches, False)
+        setting = Setting(module.method, neurons, batches, module.activation_checkpointing, module.quantization)
+        memory = setting.memory(self._base_model())
         # A CPU's process is there already; a GPU's context is not.
         beside = _CONTEXT_GIB if device.type == "cuda" else peak_gib(device)
-        room, where = room_gib(device)
+        room, where = self.launch.room if self.launch.room is not None else room_gib(device)
         needed = memory.on(device) / _GIB + beside
         card_gib = memory.most / _GIB + _CONTEXT_GIB
+        fits = needed <= room
         return MemoryPlan(
             sizes=memory,
             batches=batches,
@@ -201,7 +206,7 @@ class Planner:
             smallest_card_gb=next((gb for gb in _CARDS_GB if gb * 1e9 / _GIB >= card_gib), None),
             device=where,
             device_gib=room,
-            advice=_advice(simulated, memory, batches, (room - beside) * _GIB, device) if needed > room else None,
+            advice=None if fits else advise(setting, self._base_model, (room - beside) * _GIB, device),
         )
 
     def _length(self, text: list[Supply]) -> RunLength:
@@ -260,30 +265,6 @@ class Planner:
             free_bytes=free_bytes,
             too_small=too_small,
         )
-
-
-def _advice(
-    simulated: Callable[[Batches, bool], Memory], memory: Memory, batches: Batches, room: float, device: torch.device
-) -> str:
-    """Returns the keys that make the run fit into ``room`` bytes, those that cost least first, or that none does."""
-    keys: list[str] = []
-    if memory.validation > room:
-        keys.append("--data.validation_batch_size 1")
-        batches = replace(batches, validation=(1, batches.validation[1]))
-    if memory.profiling > room and batches.profiling is not None:
-        keys.append("--profiling.block_size 512 --profiling.batch_size 1")
-        batches = replace(batches, profiling=(1, min(512, batches.profiling[1])))
-    one = replace(batches, training=(1, batches.training[1]))
-    for more, tried, recomputes in (
-        ("", batches, False),
-        ("--data.batch_size 1", one, False),
-        ("--model.activation_checkpointing true", batches, True),
-        ("--data.batch_size 1 --model.activation_checkpointing true", one, True),
-    ):
-        named = [*keys, *([more] if more else [])]
-        if named and (found := simulated(tried, recomputes).on(device)) <= room:
-            return f"{' '.join(named)} makes it fit ({found / _GIB:.2f} GiB)"
-    return f"no key makes it fit: the weights alone take {memory.weights / _GIB:.2f} GiB; take a smaller --model.base"
 
 
 def _look_at_disks(*needs: tuple[Path, int]) -> tuple[int, list[str]]:
