@@ -56,7 +56,7 @@ bench: .venv/ready
 bench-gpu: .venv/ready
 	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json \
 		--settings llama-8b:2x512@0.0131,llama-8b:8x512@0.0131,llama-8b:1x4096@0.0131,nemo-12b:2x512,aya-8b:2x512 \
-		--variants packed,packed_compiled,lora,clone,masked \
+		--variants packed,packed_compiled,lora,nf4_frozen,nf4_packed,nf4_lora,clone,masked \
 		--profiling llama-8b:1x4096,nemo-12b:1x4096,aya-8b:1x4096 \
 		--suites train_step,plan,loss,profiling,scaling --scaling 95m:4x512
 

@@ -1,6 +1,7 @@
 """The models that are measured, and the ways to train them: ours, the bound, and the others."""
 
 import copy
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
 from lightning_app.model.attention import attend_without_masks, seen_within_documents
-from lightning_app.model.base import base_without_weights, read_architecture
+from lightning_app.model.base import base_without_weights, load_base, read_architecture
 from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet
@@ -213,6 +214,19 @@ def _clone(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
     return _subject(model, model.base_model, OutputHead.of(model), ids, trained)
 
 
+def _quantized(build: Callable[..., Subject]) -> Callable[..., Subject]:
+    """Returns the way of ``build`` on the same base in NF4, which is read from files, as a run reads it."""
+
+    def build_on_four_bits(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            base = load_base(folder, None, model.dtype, "nf4", ids.device).model.train()
+            attend_without_masks(base)
+            return build(base, neurons, ids)
+
+    return build_on_four_bits
+
+
 _DOCUMENT = 200
 _OF_NEURONS = ("random", "random_per_layer", "gradient")
 _DENSE = ("ffn", "full", "last_layers", "hft", "ssu")
@@ -228,6 +242,9 @@ _BUILDERS: dict[str, Callable[..., Subject]] = {
     **{name: _method(name) for name in _OF_NEURONS},
     **{name: _method(name, is_matched=True) for name in ("lora_all", "dora", "shira")},
     "ia3": _method("ia3"),
+    "nf4_frozen": _quantized(_frozen),
+    "nf4_packed": _quantized(_method("subnetwork")),
+    "nf4_lora": _quantized(_method("lora_matched")),
     **{name: _method(name) for name in _DENSE},
 }
 VARIANTS = tuple(_BUILDERS)
