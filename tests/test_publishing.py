@@ -67,7 +67,8 @@ def test_what_is_published_loads_as_its_card_says(run, taking, tmp_path, capsys,
     ]
     best = Delta(run / "delta.safetensors").about["figures"]["after"]["qah-Deva"]
     assert bits.metric_value == pytest.approx(best[1], abs=1e-5)
-    for words in ("## How to load it", "| layer | neurons |", "Intended use and limits", "licence of the base"):
+    for words in ("## How to load it", "| layer | neurons |", "Intended use and limits", "licence of the base",
+                  "## How it was trained", "- Learning rate: 0.003", "tokens/s"):  # fmt: skip
         assert words in card.text
     everything = b"".join(files.values())
     assert TOKEN.encode() not in everything

@@ -18,10 +18,11 @@ from lightning_app.export.source import Source
 from lightning_app.export.stack import Policy
 from lightning_app.export.verification import PROMPTS
 from lightning_app.export.whole import require_new
-from lightning_app.files import size_on_disk
+from lightning_app.files import JSON, size_on_disk
 from lightning_app.hub import fetch_published, is_published
 from lightning_app.languages import Language, find_language, find_languages
 from lightning_app.progress import short
+from lightning_app.reports.run_page import RunReport
 from lightning_app.reports.stacking import format_overlaps
 from lightning_app.run import RunFolder
 
@@ -83,8 +84,17 @@ def export(arguments: list[str], shows_all: bool) -> None:
     if source.adaptation is not None and source.adaptation.quantization and settings.scale == 1.0:
         _say_both_losses(RunFolder.of(paths[0]), source.adaptation.quantization)
     if settings.push_to is not None:
-        address = push(settings.push_to, source, settings.to, out, settings.private)
+        facts, samples = _told_by_the_run(paths, settings.scale)
+        address = push(settings.push_to, source, settings.to, out, settings.private, facts, samples)
         say(f"published: {address}")
+
+
+def _told_by_the_run(paths: Sequence[Path], scale: float) -> tuple[dict[str, str], list[JSON]]:
+    """Returns what the report of the run says was done, and its samples; nothing where it is not one run."""
+    report = RunReport(RunFolder.of(paths[0]) if paths[0].suffix == ".ckpt" else RunFolder(paths[0].parent))
+    if len(paths) > 1 or scale != 1.0 or not report.record:
+        return {}, []
+    return {label: fact for label, fact in report.facts.items() if label != "Base"}, report.samples
 
 
 def _say_both_losses(folder: RunFolder, quantization: str) -> None:

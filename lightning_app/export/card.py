@@ -1,8 +1,9 @@
 """The card of a published result: what it is, of what it was made, what it is good for, and how to load it."""
 
+import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -49,6 +50,8 @@ class Published:
         about: Language, text, licences and figures, as a delta has them.
         per_layer: Trained neurons by layer; None where others than neurons were trained.
         evaluation: Of evaluation.json.
+        facts: What was done, by label, as the run's report says it.
+        samples: Prompts with what base and adapted model answered.
     """
 
     repository: str
@@ -58,6 +61,8 @@ class Published:
     about: JSON
     per_layer: Sequence[int] | None
     evaluation: JSON
+    facts: Mapping[str, str] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, str]] = ()
 
     @property
     def languages(self) -> list[Language]:
@@ -74,6 +79,8 @@ def make_card(published: Published) -> str:
         f"{published.names}, for {published.base or 'a model that is not on the hub'}": _opening(published),
         "How to load it": f"```python\n{_loading(published)}\n```",
         "Figures": "\n".join(_figures(published)),
+        "What it writes": _samples(published.samples),
+        "How it was trained": "\n".join(f"- {label}: {_plain(fact)}" for label, fact in published.facts.items()),
         "Neurons": _neuron_map(published.per_layer),
         "Text and licences": "\n".join(_text(published)),
         "Intended use and limits": _limits(published),
@@ -160,6 +167,20 @@ def _figures(published: Published) -> Iterator[str]:
     for name, task in tasks.items():
         base = f"{task['base']:.4f}" if "base" in task else ""
         yield f"| {name} | {task['metric']} | {base} | {task['adapted']:.4f} |"
+
+
+def _samples(samples: Sequence[Mapping[str, str]]) -> str:
+    if not samples:
+        return ""
+    rows = (f"| {_plain(each['prompt'])} | {_plain(each['base'])} | {_plain(each['adapted'])} |" for each in samples)
+    about = "Beginnings of FLORES devtest sentences, continued greedily:"
+    head = (about, "", "| beginning | base | here |", "|" + 3 * " --- |")
+    return "\n".join([*head, *rows])
+
+
+def _plain(text: str) -> str:
+    """Returns text as Markdown shows it, on one line: nothing in it is a link, a tag or the end of a cell."""
+    return re.sub(r"([\\`*_{}\[\]()#!|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _neuron_map(per_layer: Sequence[int] | None) -> str:

@@ -1,6 +1,6 @@
 """Publishes an export on the hub, with its card and what its users need."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_app.errors import UserError
@@ -25,8 +25,20 @@ def require_may_push(repository: str, source: Source, form: str) -> None:
     require_may_publish(repository)
 
 
-def push(repository: str, source: Source, form: str, out: Path, is_private: bool) -> str:
+def push(
+    repository: str, source: Source, form: str, out: Path, is_private: bool, facts: Mapping[str, str],
+    samples: Sequence[Mapping[str, str]],
+) -> str:  # fmt: skip
     """Uploads an export that was written to ``out``, all of it or nothing, and returns its address.
+
+    Args:
+        repository: OWNER/NAME.
+        source: What was exported.
+        form: In which form.
+        out: Where it is.
+        is_private: Whether a new repository is.
+        facts: What was done, by label, for its card.
+        samples: Prompts with what base and adapted model answered, for its card.
 
     Raises:
         UserError: The hub refuses, or cannot be reached.
@@ -38,7 +50,7 @@ def push(repository: str, source: Source, form: str, out: Path, is_private: bool
         per_layer = neurons.per_layer(source.delta.model.layers)
     evaluation: JSON = run.read_evaluation() if len(source.paths) == 1 and source.scale == 1.0 else {}
     base_card = published_card(base) if base is not None else {}
-    card = make_card(Published(repository, form, base, base_card, source.about, per_layer, evaluation))
+    card = make_card(Published(repository, form, base, base_card, source.about, per_layer, evaluation, facts, samples))
     files: dict[str, Path | bytes] = dict(_files(out, form))
     files["README.md"] = card.encode()
     if form == "delta":
