@@ -89,7 +89,7 @@ class GlotCCDataModule(LightningDataModule):
         token_budget: int = 100_000_000,
         epochs: int = 1,
         block_size: int = 512,
-        chunking: TrainingChunking = "packed",
+        chunking: TrainingChunking = "documents",
         filters: TextFilters = _FILTERS,
         batch_size: int = 2,
         validation_batch_size: int = 8,

@@ -172,12 +172,10 @@ class SparseSubnetModule(LightningModule):
         """Builds the base, and in ``fit`` puts the method to work, once."""
         if self.attached is not None:
             return
-        model = self.base.model
-        read = self.data.evaluation  # nothing in predict
-        blocks = [len(read.get(language.glotcc, [])) for language in self.data.validation_languages]
+        model, is_trained = self.base.model, self._running.state.fn == "fit"
+        blocks = [len(self.data.evaluation.get(each.glotcc, [])) for each in self.data.validation_languages]
         self.losses = ValidationLosses(blocks, len(self.data.paper_languages))
         self.head = OutputHead.of(model)
-        is_trained = self._running.state.fn == "fit"
         if is_trained:
             if self.activation_checkpointing:
                 recompute_activations(model)
@@ -195,13 +193,15 @@ class SparseSubnetModule(LightningModule):
         return hidden[:, :-1], batch["labels"][:, 1:]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Returns the mean loss per token in nats; twice, because Lightning scales ``loss`` in place."""
+        """Returns the loss to train on, and the mean per predicted token in nats for people."""
         # What a method or a base draws (dropout) is a function of the position, so that a resumed run draws the same.
         torch.manual_seed(self.data.seed + 1_000_003 * batch_idx + self.global_rank)
         hidden, labels = self._hidden(batch)
-        tokens = (labels != IGNORED).sum().clamp(min=1)  # none where every document has but one
-        nats = token_loss_sum(hidden, self.head, labels) / tokens
-        return {"loss": nats, "nats_per_token": nats.detach().clone()}
+        predicted = (labels != IGNORED).sum().clamp(min=1)  # none where every document has but one token
+        nats = token_loss_sum(hidden, self.head, labels)
+        # Of positions every block has as many; of predictions not, so that a step would depend on who gets which block.
+        counted = labels.numel() if self.data.chunking == "documents" else predicted
+        return {"loss": nats / counted, "nats_per_token": nats.detach() / predicted}
 
     def _at_work(self) -> Attached:
         if self.attached is None:
