@@ -1,5 +1,9 @@
-"""Ctrl-C and SIGTERM in training: save after the step that is being made, say how the run goes on, and end."""
+"""Ctrl-C, SIGTERM and SIGUSR1 in training: save after the step that is being made, say how the run goes on, and end.
 
+SIGUSR1 is what SLURM sends before it ends a job, where ``--signal`` asks for it; the job is then to be queued again.
+"""
+
+import os
 import signal
 from types import FrameType
 
@@ -9,11 +13,16 @@ from lightning.pytorch import Callback
 
 from callbacks.checkpoints import LastCheckpoint, is_validated_next
 from datamodules.glotcc import Batch
-from lightning_app.errors import Interrupted
+from lightning_app.errors import TRY_AGAIN, Interrupted
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.trainer import NeuroglotTrainer
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """Ends the process where nothing is to be saved yet, or all is: every file is whole at any time."""
+    os._exit(TRY_AGAIN)
 
 
 class Interruption(Callback):
@@ -89,3 +98,4 @@ class Interruption(Callback):
         if signal.getsignal(signal.SIGINT) == self._remember:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, end_at_once)

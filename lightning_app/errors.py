@@ -1,20 +1,25 @@
 """The one exception that reaches a user as a line instead of a traceback."""
 
 import difflib
+import signal
 from collections.abc import Iterable
+
+TRY_AGAIN = 75
+"""Exit code of a run that ended before its scheduler's limit and goes on when it is started again (sysexits.h)."""
 
 
 class Interrupted(BaseException):
     """A signal ended the run, after it was saved.
 
     Args:
-        number: Of the signal; the exit code is 128 more.
+        number: Of the signal; the exit code is 128 more, or `TRY_AGAIN` for the one by which a scheduler announces that
+            it will end the job.
         line: What to tell the user.
     """
 
     def __init__(self, number: int, line: str) -> None:
         super().__init__(line)
-        self.code = 128 + number
+        self.code = TRY_AGAIN if number == signal.SIGUSR1 else 128 + number
 
 
 class UserError(Exception):

@@ -12,7 +12,7 @@ from callbacks.averaging import WeightAverage
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.console import Console
 from callbacks.divergence import StopDiverged
-from callbacks.interruption import Interruption
+from callbacks.interruption import Interruption, end_at_once
 from callbacks.profiling import LAPEProfiling
 from callbacks.report import Report, Samples, write_report
 from callbacks.result import SaveResult
@@ -76,6 +76,7 @@ class _FitCLI(NeuroglotCLI):
 def fit(arguments: list[str], shows_all: bool) -> None:
     """Trains, unless the run is complete already."""
     cli = _FitCLI(FIT, arguments, shows_all)
+    signal.signal(signal.SIGUSR1, end_at_once)  # by default it would end the run as if that had failed
     run, folder, tracked = cli.run, cli.run.folder, read_trackers(cli.config.track)
     require_checks(cli.model, cli.datamodule, cli.profiling)
     if run.is_complete:
@@ -125,7 +126,7 @@ def _callbacks(cli: _FitCLI) -> list[Callback]:
 
 
 def _train(trainer: NeuroglotTrainer, cli: NeuroglotCLI, checkpoint: str | None) -> None:
-    """Trains; a signal that ended it decides the exit code, 130 for Ctrl-C and 143 for SIGTERM."""
+    """Trains; a signal that ended it decides the exit code: 130 for Ctrl-C, 143 for SIGTERM, 75 for SIGUSR1."""
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except Interrupted as stop:

@@ -52,9 +52,10 @@ def new_whole(out: Path, predicted_bytes: int = 0, key: str = "--out") -> Iterat
 
 
 def _sweep_leftovers(out: Path) -> None:
-    """Removes what a killed process left of ``out``."""
-    for leftover in out.parent.glob(f".{out.name}.*.partial{out.suffix}"):
-        number = leftover.name.removeprefix(f".{out.name}.").split(".")[0]
+    """Removes what a killed process left of ``out``, and of what it wrote there by `replacing`."""
+    own = f".{out.name}."
+    for leftover in [*out.parent.glob(f"{own}*.partial{out.suffix}"), *out.parent.glob(f".{own}*.partial")]:
+        number = leftover.name.lstrip(".").removeprefix(own.lstrip(".")).split(".")[0]
         if number.isdigit() and not is_running(int(number)):
             _remove(leftover)
 

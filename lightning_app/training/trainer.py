@@ -109,7 +109,7 @@ class NeuroglotTrainer(Trainer):
         )  # fmt: skip
         self.validate_every, self.save_every, self.translate, self.probe = validate_every, save_every, translate, probe
         self.stop_after_nonfinite, self.max_retention_loss = stop_after_nonfinite, max_retention_loss
-        end_together(self.strategy)
+        end_together(self.strategy, Path(self.default_root_dir).parent)  # of all runs
 
     @property
     def length(self) -> RunLength:

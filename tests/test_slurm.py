@@ -1,0 +1,147 @@
+"""slurm/train.sbatch on a real SLURM of two nodes on this machine: trains, is told that its time is over, goes on."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_app.files import load_checkpoint
+from lightning_app.run import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def slurm(shared, tmp_path_factory):
+    """Runs a command with a SLURM of two nodes and returns what it says."""
+    if not all(shutil.which(name) for name in ("sbatch", "slurmctld", "slurmd", "munged")):
+        pytest.skip("SLURM (slurm-wlm, munge) is not installed")
+    folder = tmp_path_factory.mktemp("slurm")
+    own = {**os.environ, "SLURM_LOCAL_DIR": str(folder), "SLURM_LOCAL_PORT": "17400"}
+    tool = shared / "tools/slurm_local.sh"
+    started = subprocess.run(["bash", tool, "start"], env=own, capture_output=True, text=True)
+    assert started.returncode == 0, started.stdout + started.stderr
+    env = {**own, "SLURM_CONF": str(folder / "slurm.conf"), "NEUROGLOT_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+           "NEUROGLOT_PYTHON": str(ROOT / ".venv/bin/python"), "HF_HUB_OFFLINE": "1",
+           "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+
+    def run(*command):
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    yield run
+    subprocess.run(["scancel", "--full", "--signal=KILL", "--user", os.environ.get("USER", "root")], env=env)
+    subprocess.run(["bash", tool, "stop"], env=own, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def submit(slurm, tmp_path_factory):
+    """Submits slurm/train.sbatch on two nodes without GPUs and returns the job's number and its log."""
+    folder = tmp_path_factory.mktemp("jobs")
+    script = folder / "train.sbatch"
+    lines = (ROOT / "slurm/train.sbatch").read_text().split("\n")
+    script.write_text("\n".join(line for line in lines if "gpus" not in line))
+
+    def run(*arguments, options=()):
+        log = folder / f"{len(list(folder.iterdir()))}.out"
+        asked = ("--ntasks-per-node=1", "--cpus-per-task=1", f"--output={log}", *options)
+        return slurm("sbatch", "--parsable", *asked, str(script), *arguments).strip(), log
+
+    return run
+
+
+def state(slurm, job):
+    found = re.search(r"JobState=(\S+).*?Restarts=(\d+)", slurm("scontrol", "show", "job", job), re.DOTALL)
+    return found[1], int(found[2])
+
+
+def wait(log, pattern, seconds=150):
+    """Returns where a job's log matches; its file is there once the job begins."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        said = log.read_text(errors="replace") if log.exists() else ""
+        if found := re.search(pattern, said):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{pattern} did not come:\n{said}")
+
+
+def arguments(workplace, run_dir, **changes):
+    keys = {"trainer__validate_every": 40, "data__token_budget": 24576, "data__batch_size": 2, **changes}
+    return workplace.adapt(run_dir, **keys, profiling__atlas=workplace.atlas)[1:]
+
+
+def same(one, other):
+    states = (load_checkpoint(RunFolder(each).last_checkpoint)["state_dict"] for each in (one, other))
+    one, other = states
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(submit, workplace):
+    """The folder of a run that nothing disturbed."""
+    _, log = submit(*arguments(workplace, "slurm-whole"))
+    wait(log, "done: ")
+    return workplace.folder / "slurm-whole/adapted"
+
+
+@pytest.mark.parametrize("way", ["told by the scheduler", "one rank is slow", "its time is over", "preempted"])
+def test_a_job_that_is_ended_goes_on_by_itself_and_ends_as_if_nothing_had_been(slurm, submit, workplace, whole, way):
+    options = ("--time=1", "--signal=USR1@30") if way == "its time is over" else ()
+    name = f"slurm-{way.replace(' ', '-')}"
+    job, log = submit(*arguments(workplace, name), options=options)
+    wait(log, r"step 40: ")
+    if way == "told by the scheduler":
+        slurm("scancel", "--signal=USR1", job)
+    elif way == "one rank is slow":
+        _stop_one_rank_for(slurm, name, seconds=2)
+        slurm("scancel", "--signal=USR1", job)
+    elif way == "preempted":
+        slurm("scontrol", "requeue", job)
+    if way != "preempted":
+        wait(log, r"ended by SIGUSR1 at step \d+ of \d+; saved, the same command goes on")
+    slurm("bash", "-c", f"scontrol update jobid={job} StartTime=now || true")  # SLURM lets it wait for a while
+    wait(log, r"going on from .*\n(.*\n)*done: ")
+    assert same(whole, workplace.folder / name / "adapted")
+    assert state(slurm, job)[1] >= 1
+
+
+def _stop_one_rank_for(slurm, name, seconds):
+    processes = subprocess.run(["pgrep", "-f", f"main.py fit.*{name}"], capture_output=True, text=True).stdout.split()
+    ranks = [each for each in processes if b"SLURM_PROCID=1\0" in Path(f"/proc/{each}/environ").read_bytes()]
+    for each in ranks:
+        subprocess.run(["kill", "-STOP", each], check=True)
+    assert ranks
+    subprocess.Popen(["bash", "-c", f"sleep {seconds}; kill -CONT {' '.join(ranks)}"])
+
+
+def test_a_finished_job_is_not_run_again(slurm, submit, workplace, whole):
+    before = RunFolder(whole).last_checkpoint.stat().st_mtime_ns
+    _, log = submit(*arguments(workplace, "slurm-whole"))
+    wait(log, "is complete")
+    assert RunFolder(whole).last_checkpoint.stat().st_mtime_ns == before
+
+
+def test_launch_mistakes_are_one_line_within_seconds(slurm, submit, workplace):
+    began = time.monotonic()
+    _, log = submit(*arguments(workplace, "slurm-more"), options=("--ntasks-per-node=2", "--ntasks=3"))
+    assert "srun started 3 tasks" in wait(log, r"error: .*")[0]
+    keys = [f"{sys_python()}", "main.py", "fit", *arguments(workplace, "slurm-alone")]
+    said = slurm("salloc", "--nodes=2", "--ntasks=2", "--quiet", "bash", "-c", _quoted(keys) + " 2>&1; true")
+    assert "put srun in front of the command" in said
+    assert time.monotonic() - began < 60
+
+
+def sys_python():
+    return ROOT / ".venv/bin/python"
+
+
+def _quoted(words):
+    return " ".join(f"'{word}'" for word in words)
