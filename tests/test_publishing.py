@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_app.adapted import load_adapted
 from lightning_app.cli import main
+from lightning_app.export.card import Published, make_card
 from lightning_app.export.neuroglot_delta import Delta
 from tests.deltas import IDS
 from tests.faults import fault, refused
@@ -73,6 +74,16 @@ def test_what_is_published_loads_as_its_card_says(run, taking, tmp_path, capsys,
     everything = b"".join(files.values())
     assert TOKEN.encode() not in everything
     assert str(run.parent.parent).encode() not in everything.replace(files.get("subnetwork.safetensors", b"-"), b"")
+
+
+def test_samples_are_text_on_a_card_whatever_they_hold():
+    samples = [{"prompt": "a|b\nc", "base": "<script>x</script>", "adapted": "[y](http://z) `q` **"}]
+    facts = {"Seed": "0", "Method": "lora (rank *8*)"}
+    about = {"language": ["cym-Latn"]}
+    text = make_card(Published("owner/x", "lora", "owner/base", {}, about, None, {}, facts, samples))
+    (row,) = [line for line in text.split("\n") if line.startswith("| a")]
+    assert row == r"| a\|b c | &lt;script&gt;x&lt;/script&gt; | \[y\]\(http://z\) \`q\` \*\* |"
+    assert r"- Method: lora \(rank \*8\*\)" in text
 
 
 def test_a_published_neuron_set_atlas_and_delta_are_read_by_their_name(workplace, run, taking, tmp_path, capsys):  # noqa: F811

@@ -23,7 +23,8 @@ MEASURED = ("time", "seconds", "tokens_per_second", "peak_gib", "share_of_limit"
 _OF_A_START = re.compile(r"\.(lock|running)$|(^|/)log\.txt$|/hparams\.yaml$")
 _MEASURED_IN_A_REPORT = re.compile(
     r"<dt>(Throughput|Of the limit|Peak memory|Time of training)</dt><dd>[^<]*</dd>\s*"
-    r"|<td>[\d.]+ (s|min)[^<]*</td><td>[^<]*</td><td>[^<]*</td>(?=</tr>)"  # of a comparison: time, tokens/s, memory
+    # Of a comparison: time and tokens/s, which a run that was killed at its end does not know, and memory.
+    r"|<td>([\d.]+ (s|min)[^<]*)?</td><td>[\d.]*[kM]?</td><td>[\d.]*</td>(?=</tr>)"
     r"| on \d{4}-\d\d-\d\d \d\d:\d\d(?=, from )"
 )
 _EVENTS = "events.out.tfevents"
