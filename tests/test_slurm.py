@@ -94,20 +94,20 @@ def whole(submit, workplace):
 
 @pytest.mark.parametrize("way", ["told by the scheduler", "one rank is slow", "its time is over", "preempted"])
 def test_a_job_that_is_ended_goes_on_by_itself_and_ends_as_if_nothing_had_been(slurm, submit, workplace, whole, way):
-    # SLURM sends its signal up to a minute early: here it may meet a process that has just begun.
-    options = ("--time=1", "--signal=USR1@5") if way == "its time is over" else ()
+    options = ("--time=1", "--signal=USR1@20") if way == "its time is over" else ()
     name = f"slurm-{way.replace(' ', '-')}"
     job, log = submit(*arguments(workplace, name), options=options)
-    if way != "its time is over":
-        wait(log, r"step 40: ")
-    if way == "told by the scheduler":
+    wait(log, r"step 40: ")
+    if way == "its time is over":
+        _stop_one_rank_for(slurm, name, seconds=30)
+    elif way == "told by the scheduler":
         slurm("scancel", "--signal=USR1", job)
     elif way == "one rank is slow":
         _stop_one_rank_for(slurm, name, seconds=2)
         slurm("scancel", "--signal=USR1", job)
     elif way == "preempted":
         slurm("scontrol", "requeue", job)
-    if way in ("told by the scheduler", "one rank is slow"):
+    if way != "preempted":
         wait(log, r"ended by SIGUSR1 at step \d+ of \d+; saved, the same command goes on")
     slurm("bash", "-c", f"scontrol update jobid={job} StartTime=now || true")  # SLURM lets it wait for a while
     wait(log, r"done: ", seconds=400)
@@ -122,6 +122,20 @@ def _stop_one_rank_for(slurm, name, seconds):
         subprocess.run(["kill", "-STOP", each], check=True)
     assert ranks
     subprocess.Popen(["bash", "-c", f"sleep {seconds}; kill -CONT {' '.join(ranks)}"])
+
+
+def test_two_nodes_with_a_part_of_the_base_each_go_on_too(slurm, submit, workplace, whole):
+    job, log = submit(*arguments(workplace, "slurm-sharded"), options=("--export=ALL,NEUROGLOT_STRATEGY=fsdp2",))
+    wait(log, r"step 40: ")
+    slurm("scancel", "--signal=USR1", job)
+    wait(log, r"ended by SIGUSR1")
+    slurm("bash", "-c", f"scontrol update jobid={job} StartTime=now || true")
+    wait(log, r"done: ", seconds=400)
+    ends = (load_checkpoint(RunFolder(each).last_checkpoint)["state_dict"]
+            for each in (whole, workplace.folder / "slurm-sharded/adapted"))  # fmt: skip
+    one, other = ends
+    for name, rows in one.items():
+        torch.testing.assert_close(other[name], rows, rtol=0, atol=1e-5)
 
 
 def test_a_finished_job_is_not_run_again(slurm, submit, workplace, whole):
