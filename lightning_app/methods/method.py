@@ -234,6 +234,11 @@ class Method(ABC):
         return False
 
     @property
+    def can_be_sharded(self) -> bool:
+        """Whether it trains a base of which every process holds a part, in the weights that it has there."""
+        return False
+
+    @property
     def settings(self) -> dict[str, object]:
         """The keys that are not at their defaults, the seed left out."""
         every = {each.name: (getattr(self, each.name), each.default) for each in fields(self) if each.name != "seed"}

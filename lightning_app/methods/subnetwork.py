@@ -40,6 +40,10 @@ class SubnetworkTraining(Method):
     def trains_beside(self) -> bool:
         return self.engine == "packed"
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return self.engine == "packed" and not self.chooses_by_text
+
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
         engine = PackedEngine if self.engine == "packed" else MaskedEngine
         ordered = tuple(projection for projection in PROJECTIONS if projection in self.projections)
