@@ -153,7 +153,10 @@ class Attached(nn.Module, ABC):
         return Delta(self.neurons, self.weights()) if self.neurons is not None else None
 
     def save(self, folder: Path) -> None:
-        """Writes the result as its own library reads it, for methods with a `Method.result`."""
+        """Writes the result as its own library reads it, for methods with a `Method.result`.
+
+        Collective where the base is sharded: the first process writes.
+        """
 
 
 class NeuronTraining(Attached):

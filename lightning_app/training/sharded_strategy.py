@@ -1,7 +1,7 @@
 """FSDP2 under Lightning: every process holds a part of the base, and checkpoints are those of one process."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -41,10 +41,13 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
-    @property
+    @cached_property
     def mesh(self) -> DeviceMesh:
-        """All processes in a row."""
-        return self.device_mesh["data_parallel"]
+        """All processes in a row. Collective the first time.
+
+        PEFT knows by its dimension's name that a layer computes with whole matrices, and not with the parts of them.
+        """
+        return init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("fsdp",))
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
