@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -37,8 +38,7 @@ class AdapterMethod(Method):
     def trains_beside(self) -> bool:
         return True
 
-    @property
-    def can_be_sharded(self) -> bool:
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
         return not self.reads_weights
 
     @abstractmethod

@@ -236,9 +236,8 @@ class Method(ABC):
         """Whether what it trains stands, or can stand, beside the base's matrices, so that those can be quantised."""
         return False
 
-    @property
-    def can_be_sharded(self) -> bool:
-        """Whether it trains a base of which every process holds a part, in the weights that it has there."""
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        """Tells whether it trains a base of which every process holds a part, with frozen weights of a dtype."""
         return False
 
     @property

@@ -24,9 +24,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Returns a tensor with the rows of all processes. Collective where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def assembled(tensor: Tensor) -> Tensor:
+    """Returns a sharded tensor whole, on the CPU, to take no room of a device; any other as it is. Collective."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_here(length: int, processes: int, rank: int) -> range:

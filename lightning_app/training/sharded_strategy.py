@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lightning_app.files import JSON
 from lightning_app.model.base import Base, load_base
 from lightning_app.model.sharding import load_sharded
-from lightning_app.model.shards import like, whole
+from lightning_app.model.shards import assembled, like
 
 SHARDED = "fsdp2"
 """What ``--trainer.strategy`` calls it."""
@@ -74,7 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Returns an optimiser's states, whole. Collective."""
         optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return _mapped(optimizer.state_dict(), lambda tensor: whole(tensor).cpu() if _is_part(tensor) else tensor)
+        return _mapped(optimizer.state_dict(), assembled)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Takes over whole states; of those of sharded weights the parts that are here."""
