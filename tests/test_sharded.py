@@ -1,0 +1,74 @@
+"""A base of which every process holds a part (FSDP2): runs end as those of one process with as large a batch."""
+
+import pytest
+import torch
+
+from lightning_app.cli import main
+from lightning_app.neurons.atlas import Atlas
+from tests.sharded_runs import run_together
+from tests.whole_runs import assert_same_end, best, load
+
+KEYS = {"data__token_budget": 2048, "trainer__validate_every": 4}
+METHODS = {
+    "packed": {},
+    "masked": {"model__engine": "masked"},
+    "lora": {"model__method": "lora", "model__rank": 4},
+    "full": {"model__method": "full", "model__lr": 3e-4},
+    "ffn": {"model__method": "ffn", "model__lr": 3e-4},
+}
+
+
+def part(workplace, name, processes=2, strategy="fsdp2", **changes):
+    """The arguments of a run of several processes; all of them together take the batch of one that is alone."""
+    keys = {"trainer__devices": processes, "trainer__strategy": strategy, "samples": 1, **KEYS, **changes}
+    return [*workplace.adapt(name, **keys), f"--data.batch_size={4 // processes}"]
+
+
+def last(workplace, name):
+    return load(workplace.folder / name / "adapted/checkpoints/last.ckpt")
+
+
+def assert_same_states(one, other, tolerance):
+    """The optimiser's, which are plain tensors in both."""
+    (one,), (other,) = one["optimizer_states"], other["optimizer_states"]
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    for number, states in one["state"].items():
+        for name, state in states.items():
+            torch.testing.assert_close(other["state"][number][name], state, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def sharded(workplace, tmp_path_factory):
+    """Runs of every kind by two processes under FSDP2, and one that is cut short; then one that DDP began."""
+    atlas = workplace.folder / "sharded.safetensors"
+    # In an odd number of blocks, of which one process counts one more than the other.
+    counts = {"profiling__atlas": atlas, "profiling__tokens_per_language": 4230}
+    runs = [part(workplace, "sharded-packed", **counts, data__validation_batch_size=1)]
+    runs += [part(workplace, f"sharded-{name}", **METHODS[name]) for name in list(METHODS)[1:]]
+    return run_together(tmp_path_factory.mktemp("sharded"), 2, *runs)
+
+
+def test_profiling_counts_are_those_of_one_process(workplace, sharded):
+    alone = workplace.folder / "alone.safetensors"
+    counts = {"profiling__atlas": alone, "profiling__tokens_per_language": 4230}
+    assert main(workplace.adapt("alone-packed", samples=1, **counts, **KEYS)) == 0
+    one, other = Atlas.load(alone), Atlas.load(workplace.folder / "sharded.safetensors")
+    assert one.tokens == other.tokens
+    assert all(torch.equal(one.counts[code], other.counts[code]) for code in one.counts)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_with_a_part_each_end_like_one(workplace, sharded, name):
+    if name != "packed":
+        assert main(workplace.adapt(f"alone-{name}", samples=1, **KEYS, **METHODS[name])) == 0
+    one, other = last(workplace, f"alone-{name}"), last(workplace, f"sharded-{name}")
+    assert_same_end(one, other, 1e-5)
+    assert_same_states(one, other, 1e-5)
+    for when in ("before", "after"):
+        losses, found = (each["callbacks"]["Retention"][when] for each in (one, other))
+        assert {code: pytest.approx(each, abs=1e-6) for code, each in losses.items()} == found
+    folders = [workplace.folder / f"{kind}-{name}/adapted" for kind in ("alone", "sharded")]
+    assert best(folders[0]).name == best(folders[1]).name
+    samples = [(folder / "samples.jsonl").read_text() for folder in folders]
+    assert samples[0] == samples[1]
