@@ -18,10 +18,10 @@ METHODS = {
 }
 
 
-def part(workplace, name, processes=2, strategy="fsdp2", **changes):
+def part(workplace, folder, processes=2, strategy="fsdp2", **changes):
     """The arguments of a run of several processes; all of them together take the batch of one that is alone."""
     keys = {"trainer__devices": processes, "trainer__strategy": strategy, "samples": 1, **KEYS, **changes}
-    return [*workplace.adapt(name, **keys), f"--data.batch_size={4 // processes}"]
+    return [*workplace.adapt(folder, **keys), f"--data.batch_size={4 // processes}"]
 
 
 def last(workplace, name):
@@ -46,6 +46,11 @@ def sharded(workplace, tmp_path_factory):
     counts = {"profiling__atlas": atlas, "profiling__tokens_per_language": 4230}
     runs = [part(workplace, "sharded-packed", **counts, data__validation_batch_size=1)]
     runs += [part(workplace, f"sharded-{name}", **METHODS[name]) for name in list(METHODS)[1:]]
+    for name, own in (("packed", counts), ("full", METHODS["full"])):  # whole states, and sharded ones
+        for begins, goes_on in (("ddp", "fsdp2"), ("fsdp2", "ddp")):
+            folder, begun = f"{begins}-{name}", workplace.folder / f"{begins}-{name}/adapted/checkpoints/last.ckpt"
+            runs.append(part(workplace, folder, strategy=begins, trainer__max_steps=4, **own))
+            runs.append(part(workplace, folder, strategy=goes_on, name="on", resume=begun, **own))
     return run_together(tmp_path_factory.mktemp("sharded"), 2, *runs)
 
 
@@ -72,3 +77,24 @@ def test_two_processes_with_a_part_each_end_like_one(workplace, sharded, name):
     assert best(folders[0]).name == best(folders[1]).name
     samples = [(folder / "samples.jsonl").read_text() for folder in folders]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("begins", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["packed", "full"])
+def test_a_checkpoint_goes_on_under_the_other_strategy(workplace, sharded, name, begins):
+    """The first half under one, the second under the other: as a run that was never stopped."""
+    whole, on = last(workplace, f"sharded-{name}"), load(workplace.folder / f"{begins}-{name}/on/checkpoints/last.ckpt")
+    assert_same_end(whole, on, 1e-5)
+    assert_same_states(whole, on, 1e-5)
+
+
+def test_a_checkpoint_goes_on_on_one_device(workplace, sharded):
+    """With half of the batch from there on: from both strategies' checkpoints alike."""
+    for begins in ("ddp", "fsdp2"):
+        begun = workplace.folder / f"{begins}-full/adapted/checkpoints/last.ckpt"
+        keys = {"name": "alone", "resume": begun, "trainer__devices": 1, "trainer__strategy": "auto"}
+        arguments = part(workplace, f"{begins}-full", **METHODS["full"], **keys)
+        assert main(arguments) == 0
+    one, other = (load(workplace.folder / f"{each}-full/alone/checkpoints/last.ckpt") for each in ("ddp", "fsdp2"))
+    assert_same_end(one, other, 1e-5)
+    assert_same_states(one, other, 1e-5)
