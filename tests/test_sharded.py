@@ -5,6 +5,7 @@ import torch
 
 from lightning_app.cli import main
 from lightning_app.neurons.atlas import Atlas
+from tests.faults import fault, refused
 from tests.sharded_runs import run_together
 from tests.whole_runs import assert_same_end, best, load
 
@@ -98,3 +99,33 @@ def test_a_checkpoint_goes_on_on_one_device(workplace, sharded):
     one, other = (load(workplace.folder / f"{each}-full/alone/checkpoints/last.ckpt") for each in ("ddp", "fsdp2"))
     assert_same_end(one, other, 1e-5)
     assert_same_states(one, other, 1e-5)
+
+
+@fault("a base that is to be sharded, with what needs the whole of it on every process, or no files to shard")
+def test_what_cannot_be_sharded_is_one_line(workplace, capsys):
+    sharded = {"trainer__strategy": "fsdp2", "trainer__devices": 2}
+    for changes, line in (
+        ({"model__method": "ssu", "model__source_language": "qaa-Latn"}, "--model.method ssu in 32-true"),
+        ({"model__method": "dora"}, "--model.method dora"),
+        ({"model__method": "gradient"}, "--model.method gradient"),
+        ({"model__quantization": "nf4"}, "--model.quantization nf4"),
+        ({"model__method": "full", "model__ema": 0.9}, "--model.ema 0.9"),
+        ({"model__compile": "true"}, "--model.compile"),
+        ({"data__paper_loss": "true"}, "--data.paper_loss"),
+        ({"trainer__translate": 2}, "--trainer.translate"),
+        ({"trainer__probe": "true"}, "--trainer.probe"),
+    ):
+        arguments = workplace.adapt("none", **sharded, **changes)
+        refused(capsys, arguments, f"fsdp2 does not go together with {line}.*--trainer.strategy ddp")
+    masked = workplace.adapt("none", **sharded, model__engine="masked")
+    refused(capsys, [*masked, "--trainer.precision=bf16-mixed"], "--model.method subnetwork in bf16-mixed")
+    refused(capsys, [*workplace.adapt("none", **sharded), "--trainer.precision=64-true"], "64-true")
+    refused(capsys, [*workplace.new_base(), "--trainer.strategy=fsdp2", "--name=none"], "--model.architecture")
+    for verb in ("validate", "profile"):
+        refused(capsys, [verb, *workplace.adapt("none", **sharded)[1:]], f"fsdp2 is for fit; {verb} has the whole base")
+    assert not (workplace.folder / "none").exists()
+
+
+def test_a_run_under_fsdp2_is_planned(workplace, capsys):
+    keys = workplace.adapt("none", trainer__strategy="fsdp2", trainer__devices=2)[1:]
+    assert main(["plan", *keys, "--json"]) == 0

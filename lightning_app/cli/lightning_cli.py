@@ -120,6 +120,14 @@ class NeuroglotCLI(LightningCLI):
         except _REFUSALS as error:
             raise _refused(error) from error
 
+    def require_whole_base(self) -> None:
+        """Raises `UserError` where the base is to be sharded, by a verb that has the whole of it on every process."""
+        if self.config_init.trainer.strategy == SHARDED:
+            raise UserError(
+                f"--trainer.strategy {SHARDED} is for fit; {self.verb.name} has the whole base on every process: give "
+                "--trainer.strategy auto or ddp"
+            )
+
     def make_fabric(self, loads_base: bool = True) -> Fabric:
         """Returns processes without a Trainer, from the same ``trainer`` keys; none is started yet.
 
@@ -130,14 +138,9 @@ class NeuroglotCLI(LightningCLI):
             UserError: Lightning refuses the keys, or they shard a base that is to be whole.
         """
         trainer = self.config_init.trainer
-        strategy = trainer.strategy
-        if strategy == SHARDED:
-            if loads_base:
-                raise UserError(
-                    f"--trainer.strategy {SHARDED} is for fit; {self.verb.name} loads the whole base on every process: "
-                    "give --trainer.strategy ddp"
-                )
-            strategy = "ddp"  # as many processes
+        if loads_base:
+            self.require_whole_base()
+        strategy = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # as many processes
         base_dtype(trainer.precision)
         require_trainer_keys(dict(trainer))
         try:
