@@ -1,13 +1,19 @@
 """A base of which every process holds a part (FSDP2): runs end as those of one process with as large a batch."""
 
+import re
+import shutil
+import signal
+import time
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lightning_app.cli import main
 from lightning_app.neurons.atlas import Atlas
-from tests.faults import fault, refused
+from tests.faults import fault, note, refused
 from tests.sharded_runs import run_together
-from tests.whole_runs import assert_same_end, best, load
+from tests.whole_runs import assert_same_end, best, load, start
 
 KEYS = {"data__token_budget": 2048, "trainer__validate_every": 4}
 METHODS = {
@@ -15,7 +21,19 @@ METHODS = {
     "masked": {"model__engine": "masked"},
     "lora": {"model__method": "lora", "model__rank": 4},
     "full": {"model__method": "full", "model__lr": 3e-4},
-    "ffn": {"model__method": "ffn", "model__lr": 3e-4},
+}
+MORE = {
+    "rows-checkpointed": {"model__activation_checkpointing": True, "trainer__accumulate_grad_batches": 2},
+    "rows-averaged": {"model__ema": 0.9, "data__replay": '{"qab-Latn": 0.25}'},
+    "random": {"model__method": "random"},
+    "masked-down": {"model__engine": "masked", "model__projections": '["down"]'},
+    "ffn": {"model__method": "ffn", "model__lr": 3e-4, "trainer__accumulate_grad_batches": 2},
+    "full-checkpointed": {"model__method": "full", "model__lr": 3e-4, "model__activation_checkpointing": True},
+    "last_layers": {"model__method": "last_layers", "model__last_layers": 1},
+    "hft": {"model__method": "hft"},
+    "lora_all": {"model__method": "lora_all", "model__rank": 4},
+    "lora_matched": {"model__method": "lora_matched"},
+    "ia3": {"model__method": "ia3"},
 }
 
 
@@ -78,6 +96,53 @@ def test_two_processes_with_a_part_each_end_like_one(workplace, sharded, name):
     assert best(folders[0]).name == best(folders[1]).name
     samples = [(folder / "samples.jsonl").read_text() for folder in folders]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+def test_four_processes_end_like_one_by_every_method(workplace, tmp_path):
+    """Once by data that divide among them evenly, and by validation batches that do not."""
+    keys = {"data__validation_batch_size": 3}
+    runs = [part(workplace, f"four-{name}", 4, **keys, **changes) for name, changes in MORE.items()]
+    run_together(tmp_path, 4, *runs)
+    for name, changes in MORE.items():
+        assert main(workplace.adapt(f"one-{name}", samples=1, **KEYS, **changes)) == 0
+        one, other = last(workplace, f"one-{name}"), last(workplace, f"four-{name}")
+        assert_same_end(one, other, 1e-4)
+        assert_same_states(one, other, 1e-5)
+
+
+@pytest.mark.slow
+@fault("a base that is to be sharded with a weight that is no number: found by the process that looks")
+def test_a_broken_base_ends_all_processes_with_one_line(workplace, tmp_path):
+    shutil.copytree(workplace.folder / "runs/base/model", tmp_path / "base")
+    weights = load_file(file := tmp_path / "base/model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    process = start([*part(workplace, "broken", model__base=tmp_path / "base")])
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 2, said
+    note(line := next(line for line in said.splitlines() if "NaN" in line))
+    assert "NaN or infinite weights in model.layers.1.mlp.up_proj.weight" in line
+    assert said.count("error:") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_saves_and_goes_on(workplace):
+    """Ctrl-C and SIGTERM save by all processes together, whichever was told."""
+    keys = {**METHODS["full"], "data__token_budget": 80_000, "trainer__validate_every": 1000}
+    process = start(part(workplace, "asked", **keys), PYTHONUNBUFFERED="1")
+    for line in process.stdout:
+        if "steps of" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 143, said
+    step = int(re.search(r"ended by SIGTERM at step (\d+) of", said)[1])
+    assert last(workplace, "asked")["global_step"] == step
+    process = start(part(workplace, "asked", trainer__max_steps=step + 2, **keys))
+    said = process.communicate(timeout=100)[0]
+    assert (process.returncode, f"going on from step {step}" in said) == (0, True), said
 
 
 @pytest.mark.parametrize("begins", ["ddp", "fsdp2"])
