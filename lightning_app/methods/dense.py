@@ -13,9 +13,8 @@ from lightning_app.errors import UserError
 from lightning_app.methods.method import Attached, Method, Weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.layers import attention_linears, decoder_layers
-from lightning_app.model.shards import assembled, like, shed
+from lightning_app.model.shards import assembled, is_first, like, shed
 from lightning_app.neurons.neuron_set import NeuronSet
-from lightning_app.run import is_first_process
 
 
 class DenseTraining(Attached):
@@ -60,7 +59,7 @@ class DenseTraining(Attached):
 
     def save(self, folder: Path) -> None:
         every = {name: assembled(tensor) for name, tensor in self.base.state_dict().items()}
-        if is_first_process():
+        if is_first():
             self.base.save_pretrained(folder, state_dict=every)
 
 

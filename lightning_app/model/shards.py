@@ -19,6 +19,11 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def is_first() -> bool:
+    """Tells whether this is the first of the processes that hold parts, or the only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def local(tensor: Tensor) -> Tensor:
     """Returns the rows of a tensor that this process holds, in place; all of them where it is whole."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -72,9 +72,15 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.lightning_module
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Returns an optimiser's states, whole. Collective."""
+        """Returns an optimiser's states, whole, on the first process, which saves them; none elsewhere. Collective."""
         optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return _mapped(optimizer.state_dict(), assembled)
+
+        def kept(tensor: Tensor) -> Tensor | None:
+            every = assembled(tensor)
+            return every if self.is_global_zero else None
+
+        states = _mapped(optimizer.state_dict(), kept)
+        return states if self.is_global_zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Takes over whole states; of those of sharded weights the parts that are here."""
@@ -146,7 +152,7 @@ def _as_part(weight: Tensor, state: Tensor) -> Tensor:
     return like(weight, state) if state.shape == weight.shape else state  # but for the number of steps
 
 
-def _mapped(content: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _mapped(content: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
     """Returns nested plain data with every tensor changed, in their order."""
     if isinstance(content, Tensor):
         return change(content)
