@@ -153,10 +153,7 @@ class Attached(nn.Module, ABC):
         return Delta(self.neurons, self.weights()) if self.neurons is not None else None
 
     def save(self, folder: Path) -> None:
-        """Writes the result as its own library reads it, for methods with a `Method.result`.
-
-        Collective where the base is sharded: the first process writes.
-        """
+        """Writes a `Method.result` as its own library reads it, by the first process. Collective where sharded."""
 
 
 class NeuronTraining(Attached):
