@@ -13,6 +13,7 @@ from datamodules.prompts import read_prompts
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, write_text
 from lightning_app.model.generation import continue_text
+from lightning_app.model.shards import is_sharded
 from lightning_app.reports.run_page import make_run_page
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule
@@ -22,7 +23,7 @@ _TOKENS = 48
 
 
 class Samples(Callback):
-    """Lets the model continue sentences before and after training.
+    """Lets the model continue sentences before and after training: on all processes where each holds a part of it.
 
     Args:
         folder: Of the run.
@@ -44,7 +45,7 @@ class Samples(Callback):
     def on_train_start(self, trainer: NeuroglotTrainer, pl_module: SparseSubnetModule) -> None:
         """Takes the samples of the base."""
         data, target = trainer.datamodule, trainer.datamodule.target
-        if not trainer.is_global_zero or target is None or trainer.global_step or not self._samples:
+        if not _generates(trainer, pl_module) or target is None or trainer.global_step or not self._samples:
             return
         prompts = read_prompts(None, target, data.flores, data.corpus.cache_dir, self._samples)
         self._before = [[prompt, self._continued(pl_module, prompt)] for prompt in prompts]
@@ -53,13 +54,14 @@ class Samples(Callback):
         """Takes the samples of the adapted model where the last step is made, and keeps both."""
         target = trainer.datamodule.target
         is_done = trainer.global_step >= trainer.length.steps
-        if trainer.is_global_zero and is_done and target is not None and self._before:
+        if _generates(trainer, pl_module) and is_done and target is not None and self._before:
             way = {"tag": target.tag, "direction": "rtl" if target.is_right_to_left else "ltr"}
             rows = [
                 {"prompt": prompt, "base": base, "adapted": self._continued(pl_module, prompt), **way}
                 for prompt, base in self._before
             ]
-            write_text(self._folder.samples, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+            if trainer.is_global_zero:
+                write_text(self._folder.samples, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
     def _continued(self, module: SparseSubnetModule, prompt: str) -> str:
         model = module.base.model
@@ -69,6 +71,10 @@ class Samples(Callback):
             text = continue_text(model, module.data.tokenizer, prompt, _TOKENS)
         model.train(is_training)
         return text
+
+
+def _generates(trainer: NeuroglotTrainer, module: SparseSubnetModule) -> bool:
+    return trainer.is_global_zero or is_sharded(module.base.model)
 
 
 class Report(Callback):

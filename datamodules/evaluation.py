@@ -18,9 +18,11 @@ from datamodules.paper import paper_batches
 from lightning_app.errors import UserError
 from lightning_app.files import digest
 from lightning_app.languages import Language
+from lightning_app.model.loss import IGNORED
 
 EvaluationLoader = DataLoader[object]
 _NumberedBlock = tuple[int, FloresBlock]
+_NO_BLOCK = -1  # the number of one that only keeps a process busy
 
 
 @dataclass
@@ -93,15 +95,23 @@ class EvaluationText:
     ) -> list[EvaluationLoader]:
         """Returns a loader per language, of this process's part of the blocks: without padding the set to equal parts.
 
-        A batch has ``input_ids`` and ``labels``, (B, T), the numbers of its ``blocks``, (B,), and ``text_bytes``.
+        A batch has ``input_ids`` and ``labels``, (B, T), the numbers of its ``blocks``, (B,), and ``text_bytes``. All
+        processes have as many batches: one that has a block less may end with a batch of which nothing counts.
         """
 
         def collate(numbered: list[_NumberedBlock]) -> dict[str, Tensor]:
             batch = pad_batch([block.input_ids for _, block in numbered], padding)
+            batch["labels"][[n == _NO_BLOCK for n, _ in numbered]] = IGNORED
             text_bytes = sum(block.text_bytes for _, block in numbered)
             return {**batch, "blocks": torch.tensor([n for n, _ in numbered]), "text_bytes": torch.tensor(text_bytes)}
 
-        parts = [list(enumerate(self.blocks[language.glotcc]))[rank::processes] for language in languages]
+        parts = []
+        for language in languages:
+            numbered = list(enumerate(self.blocks[language.glotcc]))
+            part, most = numbered[rank::processes], -(-len(numbered) // processes)
+            if -(-len(part) // batch_size) < -(-most // batch_size):
+                part = [*part, (_NO_BLOCK, FloresBlock(numbered[0][1].input_ids[:2], 0))]
+            parts.append(part)
         return [
             DataLoader(cast(Dataset[_NumberedBlock], part), batch_size=batch_size, collate_fn=collate) for part in parts
         ]

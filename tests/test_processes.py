@@ -143,7 +143,7 @@ if os.environ.get("LOCAL_RANK", "0") == rank:
     if where == "check":
         fit.require_checks = fail
     if where == "load":
-        module.load_base = fail
+        module.load_under = fail
     if where == "profile":
         Profiler._finish = fail
     name = {"train": "training_step", "validate": "validation_step"}.get(where)

@@ -78,7 +78,7 @@ def fit(arguments: list[str], shows_all: bool) -> None:
     cli = _FitCLI(FIT, arguments, shows_all)
     signal.signal(signal.SIGUSR1, end_at_once)  # by default it would end the run as if that had failed
     run, folder, tracked = cli.run, cli.run.folder, read_trackers(cli.config.track)
-    require_checks(cli.model, cli.datamodule, cli.profiling)
+    require_checks(cli.model, cli.datamodule, cli.profiling, dict(cli.config_init.trainer))
     if run.is_complete:
         say(f"{folder} is complete (best checkpoint {folder.best_checkpoint()}); --resume never trains it anew")
         if cli.config.report and not folder.report.is_file() and is_first_process():

@@ -23,6 +23,7 @@ from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.launching import end_together
 from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.sharded_strategy import SHARDED
 from lightning_app.training.trainer import NeuroglotTrainer, require_trainer_keys
 
 _LINKS = (
@@ -119,18 +120,32 @@ class NeuroglotCLI(LightningCLI):
         except _REFUSALS as error:
             raise _refused(error) from error
 
-    def make_fabric(self) -> Fabric:
+    def require_whole_base(self) -> None:
+        """Raises `UserError` where the base is to be sharded, by a verb that has the whole of it on every process."""
+        if self.config_init.trainer.strategy == SHARDED:
+            raise UserError(
+                f"--trainer.strategy {SHARDED} is for fit; {self.verb.name} has the whole base on every process: give "
+                "--trainer.strategy auto or ddp"
+            )
+
+    def make_fabric(self, loads_base: bool = True) -> Fabric:
         """Returns processes without a Trainer, from the same ``trainer`` keys; none is started yet.
 
+        Args:
+            loads_base: Whether every process will hold the whole base; else they are only counted.
+
         Raises:
-            UserError: Lightning refuses the keys.
+            UserError: Lightning refuses the keys, or they shard a base that is to be whole.
         """
         trainer = self.config_init.trainer
+        if loads_base:
+            self.require_whole_base()
+        strategy = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # as many processes
         base_dtype(trainer.precision)
         require_trainer_keys(dict(trainer))
         try:
-            keys = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-            fabric = Fabric(**{key: trainer[key] for key in keys})
+            keys = ("accelerator", "devices", "num_nodes", "precision")
+            fabric = Fabric(**{key: trainer[key] for key in keys}, strategy=strategy)
         except _REFUSALS as error:
             raise _refused(error) from error
         end_together(fabric.strategy)

@@ -55,6 +55,7 @@ def predict(arguments: list[str], shows_all: bool) -> None:
 def _measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     """Runs a measuring verb of the Trainer on a checkpoint, or on the base where none is given."""
     cli = NeuroglotCLI(verb, _add_newest_run(arguments), shows_all)
+    cli.require_whole_base()
     checkpoint = Path(cli.config.ckpt_path) if cli.config.ckpt_path else None
     folder = RunFolder.of(checkpoint) if checkpoint is not None else RunFolder(Path(cli.config.run_dir))
     # What a checkpoint knows of the base is of dev, where its run validated.

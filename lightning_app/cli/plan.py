@@ -40,8 +40,8 @@ def _card(text: str | None) -> tuple[float, str] | None:
 def plan(arguments: list[str], shows_all: bool) -> None:
     """Prints the plan."""
     cli = NeuroglotCLI(PLAN, arguments, shows_all)
-    require_checks(cli.model, cli.datamodule, cli.profiling)
-    trainer, fabric = cli.config.trainer, cli.make_fabric()
+    require_checks(cli.model, cli.datamodule, cli.profiling, dict(cli.config_init.trainer))
+    trainer, fabric = cli.config.trainer, cli.make_fabric(loads_base=False)
     launch = Launch(
         base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
         trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir), _card(cli.config["for"]),

@@ -33,9 +33,10 @@ def read_setup(arguments: list[str], shows_all: bool) -> Setup:
     cli = _SetupCLI(DOCTOR, arguments, shows_all)
     if cli.refusal:
         return Setup(cli.config, None, cli.refusal)
-    run, trainer = Checked(cli.model, cli.datamodule, cli.profiling), cli.config.trainer
+    trainer = cli.config.trainer
+    run = Checked(cli.model, cli.datamodule, cli.profiling, dict(trainer))
     try:
-        fabric = cli.make_fabric()
+        fabric = cli.make_fabric(loads_base=False)
     except UserError as error:
         return Setup(cli.config, run, launch_refusal=str(error))
     launch = Launch(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.methods.method import Attached, Weights
+from lightning_app.model.shards import is_first
 
 if TYPE_CHECKING:  # a second of imports that other methods spare
     from peft import PeftConfig
@@ -66,7 +67,8 @@ class AdapterTraining(Attached):
         return f"{self._what}{rank} on {', '.join(sorted(suffixes))}"
 
     def save(self, folder: Path) -> None:
-        self._peft[0].save_pretrained(str(folder))
+        if is_first():  # every one has the whole adapter
+            self._peft[0].save_pretrained(str(folder))
 
     @torch.no_grad()
     def write_scaled(self, scale: float) -> None:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,14 +23,23 @@ _RANK, _ALPHA = 62, 32  # the paper's
 
 
 class AdapterMethod(Method):
-    """What the PEFT methods have in common."""
+    """What the PEFT methods have in common.
+
+    Attributes:
+        what: The adapter, for people.
+        reads_weights: Whether PEFT computes with the base's own matrices, beyond their products.
+    """
 
     what: ClassVar[str]
+    reads_weights: ClassVar[bool] = False
     result: ClassVar[str | None] = "adapter"
 
     @property
     def trains_beside(self) -> bool:
         return True
+
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        return not self.reads_weights
 
     @abstractmethod
     def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
@@ -126,6 +136,7 @@ class DoRA(LoRA):
 
     name: ClassVar[str] = "dora"
     what: ClassVar[str] = "a DoRA"
+    reads_weights: ClassVar[bool] = True
     uses_dora: ClassVar[bool] = True
 
 
@@ -139,6 +150,7 @@ class SHiRA(AdapterMethod):
 
     name: ClassVar[str] = "shira"
     what: ClassVar[str] = "a SHiRA"
+    reads_weights: ClassVar[bool] = True
 
     rank: int | None = None
 

@@ -13,6 +13,7 @@ from lightning_app.errors import UserError
 from lightning_app.methods.method import Attached, Method, Weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.layers import attention_linears, decoder_layers
+from lightning_app.model.shards import assembled, is_first, like, shed
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -38,15 +39,17 @@ class DenseTraining(Attached):
         return self._base[0]
 
     def trained(self) -> Sequence[Tensor]:
+        shed(self.base)
         return [parameter for parameter in self.base.parameters() if parameter.requires_grad]
 
     def weights(self) -> Weights:
         trained = {id(parameter) for parameter in self.trained()}
         named = self.base.state_dict(keep_vars=True)  # tied ones under each of their names
-        return {name: tensor.detach() for name, tensor in named.items() if id(tensor) in trained}
+        return {name: assembled(tensor.detach()) for name, tensor in named.items() if id(tensor) in trained}
 
     def load_weights(self, weights: Weights) -> None:
-        self.base.load_state_dict(weights, strict=False)
+        live = self.base.state_dict()
+        self.base.load_state_dict({name: like(live[name], tensor) for name, tensor in weights.items()}, strict=False)
 
     def identity(self) -> dict[str, object]:
         return {"method": self._method.name, **asdict(self._method)}
@@ -55,7 +58,9 @@ class DenseTraining(Attached):
         return self._method.what
 
     def save(self, folder: Path) -> None:
-        self.base.save_pretrained(folder)
+        every = {name: assembled(tensor) for name, tensor in self.base.state_dict().items()}
+        if is_first():
+            self.base.save_pretrained(folder, state_dict=every)
 
 
 class DenseMethod(Method):
@@ -64,6 +69,9 @@ class DenseMethod(Method):
     lr: ClassVar[float] = 1e-5  # the paper's, for full and FFN training
     what: ClassVar[str]
     result: ClassVar[str | None] = "model"
+
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        return True
 
     def weight_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32)  # the trained weights are the base's own

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.shards import local, rows_of
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -32,21 +34,29 @@ class MaskedEngine(NeuronTraining):
         self._masks: list[tuple[nn.Linear, Tensor]] = []
         for ffn in self._ffns:
             for linear, mask in self._masks_of(ffn):
-                weight = linear.weight.detach()
-                linear.weight = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32)))
-                linear.weight.register_hook(masking_hook(mask))
+                if isinstance(linear.weight, DTensor):  # of fp32 or fp64, see `SubnetworkTraining.can_be_sharded`
+                    linear.weight.requires_grad_(True)
+                    linear.weight.register_post_accumulate_grad_hook(_mask_gradient(mask))
+                else:
+                    weight = linear.weight.detach()
+                    linear.weight = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32)))
+                    linear.weight.register_hook(masking_hook(mask))
                 self._masks.append((linear, mask))
 
     def _masks_of(self, ffn: GatedFFN) -> list[tuple[nn.Linear, Tensor]]:
-        """Returns each trained matrix with a mask that broadcasts over it; fused gate and up share one matrix."""
+        """Returns each trained matrix with a mask that broadcasts over it, or over the rows of it that are here.
+
+        Fused gate and up share one matrix.
+        """
         masks: dict[nn.Linear, Tensor] = {}
         for projection in self.projections:
             linear = ffn.linear(projection)
             mask = masks.setdefault(linear, torch.zeros(linear.weight.shape[projection == "down"], dtype=torch.bool))
             mask[ffn.rows_of(projection, self.neurons.by_layer[ffn.layer])] = True
         return [
-            (linear, (mask.unsqueeze(0) if linear is ffn.down else mask.unsqueeze(1)).to(linear.weight.device))
+            (linear, (mask.unsqueeze(0) if linear is ffn.down else mask[here].unsqueeze(1)).to(linear.weight.device))
             for linear, mask in masks.items()
+            for here in (slice(rows_of(linear.weight).start, rows_of(linear.weight).stop),)
         ]
 
     def trained(self) -> Sequence[Tensor]:
@@ -98,7 +108,7 @@ class MaskedAdamW(AdamW):
 
     Args:
         weights: What is stepped.
-        masks: Of each weight, what of it is trained; broadcast over it. None where all of it is.
+        masks: Of each weight, what of it is trained; broadcast over what is here of it. None where all of it is.
         lr: Learning rate.
         weight_decay: Of what is trained.
         betas: Of AdamW.
@@ -125,8 +135,9 @@ class MaskedAdamW(AdamW):
             shrink = 1 - group["lr"] * self._decay
             for weight, mask in zip(group["params"], self._masks, strict=True):
                 with torch.no_grad():
-                    shrunk = weight * shrink
-                    weight.copy_(shrunk if mask is None else torch.where(mask.to(weight.device), shrunk, weight))
+                    here = local(weight)
+                    shrunk = here * shrink
+                    here.copy_(shrunk if mask is None else torch.where(mask.to(here.device), shrunk, here))
         super().step()
         return loss
 
@@ -136,11 +147,21 @@ def masking_hook(mask: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda grad: grad * mask.to(grad.device)
 
 
+def _mask_gradient(mask: Tensor) -> Callable[[Tensor], None]:
+    """Returns a hook as `masking_hook`, for a sharded weight, of which FSDP2 sets the gradient itself."""
+
+    def hook(weight: Tensor) -> None:
+        if weight.grad is not None:
+            local(weight.grad).mul_(mask)
+
+    return hook
+
+
 def require_masked(grad: Tensor | None, mask: Tensor) -> None:
     """Checks that a masking hook reached a gradient; some sharding strategies never call them.
 
     Raises:
         RuntimeError: An entry outside the mask has a gradient.
     """
-    if grad is not None and torch.any(grad.masked_fill(mask.to(grad.device), 0) != 0):
+    if grad is not None and torch.any(local(grad).masked_fill(mask.to(grad.device), 0) != 0):
         raise RuntimeError("a gradient mask was not applied: this strategy does not run gradient hooks")

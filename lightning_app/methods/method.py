@@ -153,7 +153,7 @@ class Attached(nn.Module, ABC):
         return Delta(self.neurons, self.weights()) if self.neurons is not None else None
 
     def save(self, folder: Path) -> None:
-        """Writes the result as its own library reads it, for methods with a `Method.result`."""
+        """Writes a `Method.result` as its own library reads it, by the first process. Collective where sharded."""
 
 
 class NeuronTraining(Attached):
@@ -231,6 +231,10 @@ class Method(ABC):
     @property
     def trains_beside(self) -> bool:
         """Whether what it trains stands, or can stand, beside the base's matrices, so that those can be quantised."""
+        return False
+
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        """Tells whether it trains a base of which every process holds a part, with frozen weights of a dtype."""
         return False
 
     @property

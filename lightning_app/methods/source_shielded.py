@@ -41,6 +41,9 @@ class SourceShieldedUpdates(DenseMethod):
     calibration_sequences: int = 500
     calibration_tokens: int = 2048
 
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        return False  # its masks are of whole matrices
+
     def __post_init__(self) -> None:
         if not 0 <= self.freeze_ratio < 1:
             raise UserError(f"--model.freeze_ratio is {self.freeze_ratio}; expected a share of at least 0, below 1")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
@@ -39,6 +40,10 @@ class SubnetworkTraining(Method):
     @property
     def trains_beside(self) -> bool:
         return self.engine == "packed"
+
+    def can_be_sharded(self, dtype: torch.dtype) -> bool:
+        # FSDP2 keeps a weight's dtype, and the masked engine's matrices are fp32 at least.
+        return (self.engine == "packed" or dtype != torch.bfloat16) and not self.chooses_by_text
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
         engine = PackedEngine if self.engine == "packed" else MaskedEngine

@@ -31,7 +31,7 @@ from lightning_app.run import is_first_process
 NEW = "new"
 """Name of a base that is made, not loaded."""
 
-_UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
+UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
 _LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 _CPU = torch.device("cpu")
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
@@ -110,7 +110,7 @@ def load_base(
                 name, revision=revision or "main", dtype=dtype or "auto", trust_remote_code=False,
                 output_loading_info=True, **options,
             )  # fmt: skip
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise _unusable_weights(name, error) from error
     model, found = loaded
     names, weights = [name for name, _ in model.named_parameters()], dict(model.named_parameters()).__getitem__
@@ -120,7 +120,7 @@ def load_base(
         keep_unquantized(model, files)
         weights, size = files.read, files.bytes
     with ByteProgress(f"checking {name}", 2 * size, is_shown=is_first_process(), is_brief=True) as progress:
-        _require_whole(name, sorted(found["missing_keys"]), ((each, weights(each)) for each in names), progress)
+        require_whole(name, sorted(found["missing_keys"]), ((each, weights(each)) for each in names), progress)
         in_order = ((each, weights(each)) for each in sorted(names))
         return Base(model.requires_grad_(False), identity_of(model, name, in_order, progress.advance))
 
@@ -141,9 +141,7 @@ def _unusable_weights(name: str, error: Exception) -> UserError:
     return unloadable("model", name, error)
 
 
-def _require_whole(
-    name: str, missing: list[str], weights: Iterable[tuple[str, Tensor]], progress: ByteProgress
-) -> None:
+def require_whole(name: str, missing: list[str], weights: Iterable[tuple[str, Tensor]], progress: ByteProgress) -> None:
     """Raises `UserError` where files lack weights, which transformers would draw at random, or hold none to use."""
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -191,19 +189,19 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise unloadable("tokenizer", name, error) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
     return tokenizer
 
 
-def _made_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
+def model_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
     """Returns a model of a configuration; raises `UserError` where it is none of a causal language model."""
     _require_sizes(config, name or NEW)
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         if not str(error).startswith("Unrecognized configuration class"):
             raise UserError(f"{name or NEW} cannot be built from its configuration: {one_line(error)}") from error
         raise UserError(
@@ -290,9 +288,9 @@ def base_without_weights(
             config = read_architecture(architecture)
         else:
             config = AutoConfig.from_pretrained(str(name), revision=revision or "main", trust_remote_code=False)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise unloadable("configuration", str(name), error) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _made_of(config, name, dtype)
+        model = model_of(config, name, dtype)
     return Base(model.requires_grad_(False), identity_of(model, name or NEW))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.model.quantized import is_quantized, product_dtype, unquantized
+from lightning_app.model.shards import gathered, vectors_of, write_vectors
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -70,7 +71,7 @@ class GatedFFN:
         return neurons + self.neurons if projection == "up" and self.is_fused else neurons
 
     def read(self, projection: str, neurons: Tensor) -> Tensor:
-        """Returns a copy of the neurons' vectors in one projection, (neurons, D).
+        """Returns a copy of the neurons' vectors in one projection, (neurons, D). Collective where it is sharded.
 
         Of a quantised matrix they are as they were before it was quantised, unless they stand beside it.
         """
@@ -83,8 +84,7 @@ class GatedFFN:
 
     def take(self, projection: str, neurons: Tensor, matrix: Tensor) -> Tensor:
         """Returns the neurons' vectors, (neurons, D), of a matrix in a projection's place: its weight or gradient."""
-        index = self.rows_of(projection, neurons)
-        return matrix[:, index].t() if projection == "down" else matrix[index]
+        return vectors_of(matrix, int(projection == "down"), self.rows_of(projection, neurons))
 
     @torch.no_grad()
     def write(self, projection: str, neurons: Tensor, vectors: Tensor) -> None:
@@ -99,11 +99,7 @@ class GatedFFN:
             beside.copy_(vectors)
             return
         weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
-        vectors = vectors.to(weight.dtype)
-        if projection == "down":
-            weight.index_copy_(1, index, vectors.t())
-        else:
-            weight.index_copy_(0, index, vectors)
+        write_vectors(weight, int(projection == "down"), index, vectors.to(weight.dtype))
 
     def _beside(self, projection: str, neurons: Tensor) -> Tensor | None:
         """Returns the neurons' own rows, (neurons, D), where just they stand beside a quantised matrix."""
@@ -121,7 +117,7 @@ class GatedFFN:
 
 
 def find_gated_ffns(model: PreTrainedModel) -> list[GatedFFN]:
-    """Returns the gated FFN of every decoder layer, in order.
+    """Returns the gated FFN of every decoder layer, in order. Collective where the model is sharded.
 
     Raises:
         UserError: The architecture has no gated FFN in every layer, mixes experts, or computes something else.
@@ -138,7 +134,8 @@ def find_gated_ffns(model: PreTrainedModel) -> list[GatedFFN]:
         )
     if len({ffn.neurons for ffn in found}) > 1:
         raise UserError(f"{architecture} has layers with different numbers of neurons; they are not comparable")
-    _require_equation(found[0], architecture)
+    with gathered(model, found[0].module):
+        _require_equation(found[0], architecture)
     return found
 
 

@@ -14,7 +14,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         UserError: The model does not say which of its modules are layers.
     """
     names = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    # By their bases too: FSDP2 gives a layer that it shards a class of its own, derived from the layer's.
+    layers = [module for module in model.modules() if names & {each.__name__ for each in type(module).__mro__}]
     expected = model.config.get_text_config().num_hidden_layers
     if len(layers) != expected:
         raise UserError(f"{type(model).__name__} has {len(layers)} modules of the kind {names}; expected {expected}")

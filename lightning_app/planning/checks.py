@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
@@ -10,10 +10,10 @@ import torch
 
 from datamodules.glotcc import GlotCCDataModule
 from lightning_app.errors import UserError
-from lightning_app.files import require_folder
+from lightning_app.files import JSON, require_folder
 from lightning_app.languages import find_language
 from lightning_app.methods.registry import METHODS
-from lightning_app.model.base import Base, base_without_weights
+from lightning_app.model.base import Base, base_dtype, base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.quantized import require_library
 from lightning_app.neurons.atlas import Atlas
@@ -21,6 +21,7 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.profiling.settings import ProfilingSettings
 from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.sharded_strategy import SHARDED
 
 
 @dataclass
@@ -31,11 +32,13 @@ class Checked:
         module: The base, and what of it is trained.
         data: The text.
         profiling: Where the neurons come from.
+        trainer: The keys of the Trainer, of which there is none yet; none of them where nothing is trained.
     """
 
     module: SparseSubnetModule
     data: GlotCCDataModule
     profiling: ProfilingSettings
+    trainer: JSON = field(default_factory=dict)
 
     @cached_property
     def base(self) -> Base:
@@ -105,6 +108,29 @@ def check_base_can_be_quantized(run: Checked) -> None:
             "--model.method lora"
         )
     require_library(quantization)
+
+
+def check_base_can_be_sharded(run: Checked) -> None:
+    """What is to be sharded is a base in files, and nothing of the run needs the whole of it on one process."""
+    if run.trainer.get("strategy") != SHARDED:
+        return
+    module, precision = run.module, str(run.trainer.get("precision"))
+    dtype = base_dtype(precision)
+    others = {
+        "model.architecture": module.architecture is not None,
+        f"model.quantization {module.quantization}": module.quantization is not None,
+        "model.compile": module.is_compiled,
+        f"model.ema {module.ema}": module.ema is not None and not module.method.trains_beside,
+        "data.paper_loss": run.data.has_paper_loss,
+        "trainer.translate": bool(run.trainer.get("translate")),
+        "trainer.probe": bool(run.trainer.get("probe")),
+        f"model.method {module.method.name} in {precision} with these keys": not module.method.can_be_sharded(dtype),
+    }
+    if unable := next((key for key, is_given in others.items() if is_given), None):
+        raise UserError(
+            f"--trainer.strategy {SHARDED} does not go together with --{unable} yet, which needs the whole base on "
+            "every process; leave it out, or give --trainer.strategy ddp"
+        )
 
 
 def check_neurons_are_trained(run: Checked) -> None:
@@ -204,6 +230,7 @@ CHECKS: tuple[Callable[[Checked], None], ...] = (
     check_base_is_named,
     check_base_is_one,
     check_base_can_be_quantized,
+    check_base_can_be_sharded,
     check_neurons_are_trained,
     check_blocks_fit_the_context,
     check_cache_is_a_folder,
@@ -216,8 +243,10 @@ CHECKS: tuple[Callable[[Checked], None], ...] = (
 )
 
 
-def require_checks(module: SparseSubnetModule, data: GlotCCDataModule, profiling: ProfilingSettings) -> None:
+def require_checks(
+    module: SparseSubnetModule, data: GlotCCDataModule, profiling: ProfilingSettings, trainer: JSON | None = None
+) -> None:
     """Raises the `UserError` of the first check that fails."""
-    run = Checked(module, data, profiling)
+    run = Checked(module, data, profiling, trainer or {})
     for check in CHECKS:
         check(run)

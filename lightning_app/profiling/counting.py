@@ -11,6 +11,7 @@ from datamodules.chunking import Blocks
 from datamodules.sources import Identity
 from lightning_app.languages import Language
 from lightning_app.model.ffn import GatedFFN
+from lightning_app.model.shards import is_sharded
 from lightning_app.profiling.processes import Processes
 from lightning_app.progress import TokenProgress
 
@@ -77,13 +78,29 @@ class LanguageCount:
             for first in range(self._done, len(mine), batch_size):
                 batch_BT = torch.stack([self.blocks[i] for i in mine[first : first + batch_size]])
                 self._counter.half = self._batches % 2
-                with processes.forward_context():
-                    model.base_model(input_ids=batch_BT.to(processes.device, non_blocking=True), use_cache=False)
+                self._run(model, batch_BT, processes)
                 self._tokens_H[self._counter.half] += batch_BT.numel()
                 self._batches += 1
                 progress.advance(batch_BT.numel() * processes.count)
             self.tokens_per_second = progress.rate or self.tokens_per_second
+        if is_sharded(model):
+            own = -(-(len(mine) - self._done) // batch_size)
+            for _ in range(self._most_batches(until, batch_size, processes) - own):
+                self._run(model, self.blocks[0].unsqueeze(0), processes)  # the others need this one's weights
         self._go_to(until, processes)
+
+    @staticmethod
+    def _run(model: PreTrainedModel, batch_BT: Tensor, processes: Processes) -> None:
+        with processes.forward_context():
+            model.base_model(input_ids=batch_BT.to(processes.device, non_blocking=True), use_cache=False)
+
+    def _most_batches(self, until: int, batch_size: int, processes: Processes) -> int:
+        """Returns the batches of the process that has the most of them, up to block ``until``."""
+        todo = (
+            len(range(rank, until, processes.count)) - len(range(rank, self._blocks, processes.count))
+            for rank in range(processes.count)
+        )
+        return max(-(-blocks // batch_size) for blocks in todo)
 
     def _go_to(self, block: int, processes: Processes) -> None:
         self._blocks, self._done = block, len(range(processes.rank, block, processes.count))

@@ -22,7 +22,7 @@ from lightning_app.languages import Language, find_languages
 from lightning_app.methods.method import Attached, Calibration, Weights
 from lightning_app.methods.registry import DEFAULT, build_method
 from lightning_app.model.attention import attend_without_masks, require_documents_apart, seen_within_documents
-from lightning_app.model.base import Base, base_dtype, load_base, new_base, recompute_activations
+from lightning_app.model.base import Base, base_dtype, new_base, recompute_activations
 from lightning_app.model.generation import continue_text
 from lightning_app.model.loss import IGNORED, OutputHead, paper_loss, sequence_loss_sums, token_loss_sum
 from lightning_app.model.quantized import Quantization
@@ -31,6 +31,7 @@ from lightning_app.neurons.subnetworks import Subnetworks
 from lightning_app.training.calibration import make_calibration
 from lightning_app.training.compilation import compile_layers
 from lightning_app.training.metrics import Losses, ValidationLosses
+from lightning_app.training.sharded_strategy import load_under
 from lightning_app.training.trainer import NeuroglotTrainer
 
 
@@ -96,12 +97,11 @@ class SparseSubnetModule(LightningModule):
         self.weight_decay, self.betas, self.ema, self.warmup_steps = weight_decay, betas, ema, warmup_steps
         self.schedule, self.activation_checkpointing, self.is_compiled = schedule, activation_checkpointing, compile
         self.checkpoint: Path | None = None
-        self.scale, self.strict_loading = 1.0, False
+        self.scale, self.strict_loading, self._checked_gradients, self._checked_head = 1.0, False, False, False
         self.subnetworks: Subnetworks | None = None
         self.neurons: NeuronSet | None = None
         self.attached: Attached | None = None
         self._base: Base | None = None
-        self._checked_gradients = self._checked_head = False
 
     @property
     def base(self) -> Base:
@@ -112,15 +112,15 @@ class SparseSubnetModule(LightningModule):
         return self._base
 
     def _load(self) -> Base:
-        dtype, place = base_dtype(str(self.trainer.precision)), self._running.strategy.root_device
+        dtype, strategy = base_dtype(str(self.trainer.precision)), self._running.strategy
         if self.checkpoint is not None and self._running.state.fn != "fit":
             return load_adapted(
-                self.checkpoint, self.base_name, self.revision, dtype, self.scale, quantized_on=place
+                self.checkpoint, self.base_name, self.revision, dtype, self.scale, quantized_on=strategy.root_device
             ).as_base
         dtype = self.method.weight_dtype(dtype)
         if self.architecture is not None:
             return new_base(self.architecture, self.data.tokenizer, dtype)
-        return load_base(cast(str, self.base_name), self.revision, dtype, self.quantization, place)
+        return load_under(strategy, cast(str, self.base_name), self.revision, dtype, self.quantization)
 
     @property
     def _running(self) -> NeuroglotTrainer:

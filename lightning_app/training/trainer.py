@@ -7,6 +7,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from datamodules.glotcc import GlotCCDataModule
@@ -16,6 +17,7 @@ from lightning_app.files import JSON, load_checkpoint, save_checkpoint
 from lightning_app.model.base import base_dtype
 from lightning_app.progress import ByteProgress, bytes_of, watched
 from lightning_app.training.launching import end_together, require_started
+from lightning_app.training.sharded_strategy import SHARDED, ShardedStrategy
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,6 +59,7 @@ class NeuroglotTrainer(Trainer):
         log_every_n_steps: Batches between lines of metrics.
         accelerator: ``cpu``, ``gpu`` or ``auto``.
         devices: Processes on each node, one a device; -1 takes all there are.
+        strategy: How processes work together: ``ddp``, each with the whole base, or ``fsdp2``, each with a part of it.
         plugins: More plugins for Lightning.
         kwargs: Lightning's other keys.
     """
@@ -80,6 +83,7 @@ class NeuroglotTrainer(Trainer):
         log_every_n_steps: int = 10,
         accelerator: str = "auto",
         devices: list[int] | str | int = 1,
+        strategy: str | Strategy = "auto",
         plugins: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -90,19 +94,18 @@ class NeuroglotTrainer(Trainer):
             "gradient_clip_val": gradient_clip_val,
         })  # fmt: skip
         super().__init__(
-            *args, precision=precision,  # type: ignore[arg-type]
+            *args, precision=precision, accumulate_grad_batches=accumulate_grad_batches,  # type: ignore[arg-type]
             log_every_n_steps=log_every_n_steps, accelerator=accelerator, devices=devices, plugins=_plugins(plugins),
-            accumulate_grad_batches=accumulate_grad_batches, gradient_clip_val=gradient_clip_val,
+            strategy=ShardedStrategy() if strategy == SHARDED else strategy, gradient_clip_val=gradient_clip_val,
             # One pass over an order that holds every epoch, as long as the data module says: a position is one number,
             # which is not true of batches repeated for ever, or of a loader that begins at the checkpoint's again.
             max_epochs=1, min_epochs=None, min_steps=None, overfit_batches=0.0, reload_dataloaders_every_n_epochs=0,
             # Counted over the whole run, not within an epoch; and in batches, where ours is counted in steps.
             check_val_every_n_epoch=None, val_check_interval=validate_every * accumulate_grad_batches,
-            # The check before training is the measurement of the base: all of it, not a few batches.
-            num_sanity_val_steps=-1,
-            # Lightning's sampler pads, and would count some sentences twice. Tensors made in inference mode cannot be
-            # saved for a backward afterwards: cached rotary tables are.
-            use_distributed_sampler=False, inference_mode=False,
+            # The check before training is the measurement of the base: all of it, not a few batches. The sampler of
+            # Lightning pads, and would count some sentences twice. Tensors made in inference mode cannot be saved for a
+            # backward afterwards: cached rotary tables are.
+            num_sanity_val_steps=-1, use_distributed_sampler=False, inference_mode=False,
             # Our own line says what is trained, and Lightning's would count a frozen base for minutes. Without
             # checkpoints a run cannot go on, nor its best step be found; barebones takes away all callbacks.
             enable_model_summary=False, enable_checkpointing=True, barebones=False, **kwargs,
