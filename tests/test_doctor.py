@@ -121,12 +121,12 @@ def test_a_run_that_does_not_fit_the_device_names_the_key_that_makes_it(doctor, 
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, [], "trainer", "not started by srun.*put srun in front"),
         (
             {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"},
-            [], "trainer", "Lightning refuses the --trainer keys: You set `--ntasks=4`",
+            [], "trainer", "srun started 4 tasks, but .* 1 x .* 1 are 1 processes; ask SLURM",
         ),
         (
             {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2",
              "SLURM_NNODES": "2", "SLURM_PROCID": "0"},
-            [], "processes", "srun starts 4 processes, .* 1 x 1; --trainer.num_nodes 2 --trainer.devices 2",
+            [], "trainer", "srun started 4 tasks, but .* or set the keys to what there is",
         ),
         (
             {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"},

@@ -2,15 +2,14 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from lightning_app.cli.lightning_cli import NeuroglotCLI
 from lightning_app.cli.measure import data_folder
+from lightning_app.cli.setup import launch_of
 from lightning_app.cli.verb import Verb
-from lightning_app.model.base import base_dtype
 from lightning_app.planning.checks import require_checks
 from lightning_app.planning.fitting import read_card
-from lightning_app.planning.planner import Launch, Planner
+from lightning_app.planning.planner import Planner
 from lightning_app.reports.tables import format_plan
 
 PLAN = Verb(
@@ -41,11 +40,7 @@ def plan(arguments: list[str], shows_all: bool) -> None:
     """Prints the plan."""
     cli = NeuroglotCLI(PLAN, arguments, shows_all)
     require_checks(cli.model, cli.datamodule, cli.profiling, dict(cli.config_init.trainer))
-    trainer, fabric = cli.config.trainer, cli.make_fabric(loads_base=False)
-    launch = Launch(
-        base_dtype(trainer.precision), fabric.device, fabric.world_size, trainer.accumulate_grad_batches,
-        trainer.validate_every, trainer.max_steps, Path(cli.config.run_dir), _card(cli.config["for"]),
-    )  # fmt: skip
+    launch = launch_of(cli.config, cli.make_fabric(loads_base=False), _card(cli.config["for"]))
     planner = Planner(cli.model, cli.datamodule, cli.profiling, launch)
     found = planner.plan()
     if cli.config.evaluate is not None:

@@ -29,6 +29,7 @@ class Setting:
         batches: Of every phase.
         recomputes: Whether activations are made again in the backward.
         quantization: What the frozen matrices are kept in; None for as they are.
+        shards: Processes over which the base is spread (FSDP2); 1 where each holds all of it.
     """
 
     method: Method
@@ -36,25 +37,40 @@ class Setting:
     batches: Batches
     recomputes: bool
     quantization: str | None
+    shards: int = 1
 
     def memory(self, model: PreTrainedModel) -> Memory:
         """Returns the memory of a run on ``model``, whose weights are on the meta device; changes the model."""
         # By their shapes before a method puts anything beside them.
-        spared, largest = _spared_by(model, self.quantization) if self.quantization is not None else (0, 0)
+        spared = gathered = 0
+        if self.quantization is not None:
+            spared, gathered = _spared_by(model, self.quantization)
+        elif self.shards > 1:
+            spared, gathered = _spared_by_shards(model, self.shards)
         found = simulate(model, self.method, self.neurons, self.batches, self.recomputes)
-        if not spared:
-            return found
-        peaks = {name: getattr(found, name) for name in ("training", "validation", "profiling")}
-        # The library makes a matrix dense for its product, one at a time.
-        beside = largest - spared
-        return replace(
-            found, weights=found.weights - spared,
-            **{name: peak + beside if peak else 0 for name, peak in peaks.items()},
-        )  # fmt: skip
+        # What is trained of the base is spread with it, gradients and states too.
+        states = (
+            0 if self.shards == 1 or self.method.trains_beside else found.neurons * (self.shards - 1) // self.shards
+        )
+        peaks = {
+            name: getattr(found, name) - spared + gathered - states * (name != "profiling")
+            for name in ("training", "validation", "profiling") if getattr(found, name)
+        }  # fmt: skip
+        return replace(found, weights=found.weights - spared, neurons=found.neurons - states, **peaks)
+
+
+def _spared_by_shards(model: PreTrainedModel, shards: int) -> tuple[int, int]:
+    """Returns the bytes of other processes' rows, and those that are gathered at a time.
+
+    These are embeddings and output head, and two layers: the one that computes and the one that comes next.
+    """
+    layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in decoder_layers(model)]
+    every = sum(weight.nbytes for weight in model.parameters())
+    return every * (shards - 1) // shards, every - sum(layers) + 2 * max(layers)
 
 
 def _spared_by(model: PreTrainedModel, quantization: str) -> tuple[int, int]:
-    """Returns the bytes that quantised matrices spare, and those of the largest one as it is."""
+    """Returns the bytes that quantised matrices spare, and those of the largest one, made dense for its product."""
     linears = {
         linear.weight: linear for layer in decoder_layers(model) for linear in layer.modules()
         if isinstance(linear, nn.Linear)
@@ -72,8 +88,8 @@ def advise(setting: Setting, make_model: Callable[[], PreTrainedModel], room: fl
         room: Bytes.
         device: Of what kind the memory is.
     """
-    least = setting.memory(make_model())
-    for keys, tried in _cheaper(setting):
+    dtype, least = make_model().dtype, setting.memory(make_model())
+    for keys, tried in _cheaper(setting, setting.method.can_be_sharded(dtype)):
         found = tried.memory(make_model())
         keys, shorter = _shorter_passes(keys, tried, found, room)
         if shorter != tried:
@@ -99,11 +115,11 @@ def _shorter_passes(keys: list[str], setting: Setting, memory: Memory, room: flo
     return keys, replace(setting, batches=batches)
 
 
-def _cheaper(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
+def _cheaper(setting: Setting, can_be_sharded: bool) -> Iterator[tuple[list[str], Setting]]:
     """Yields keys with the setting that they make, from what costs nothing to what costs most.
 
     A smaller batch with as many of them to a step trains the same; recomputing costs a third of the time; 4 bits cost
-    time and a little of the loss; a shorter block is another text.
+    time and a little of the loss; more devices cost money; a shorter block is another text.
     """
     sequences, block = setting.batches.training
     one = replace(setting, batches=replace(setting.batches, training=(1, block)))
@@ -119,6 +135,10 @@ def _cheaper(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
         yield quantized, replace(setting, quantization="nf4")
         yield [*batch, *quantized], replace(one, quantization="nf4")
         yield [*batch, *recomputing, *quantized], replace(one, quantization="nf4", recomputes=True)
+    for shards in (2, 4, 8) if setting.shards == 1 and setting.quantization is None and can_be_sharded else ():
+        devices = [f"--trainer.strategy fsdp2 --trainer.devices {shards}"]
+        for more, tried in (([], setting), ([*batch, *recomputing], replace(one, recomputes=True))):
+            yield [*devices, *more], replace(tried, shards=shards)
     if block > _SHORTEST_BLOCK // 2:
         short = replace(one.batches, training=(1, _SHORTEST_BLOCK // 2))
         last = replace(one, batches=short, recomputes=True)

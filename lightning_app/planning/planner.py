@@ -50,6 +50,7 @@ class Launch:
         validate_every: Optimiser steps between validations.
         max_steps: Optimiser steps at most; -1 where nothing limits them.
         run_dir: Folder of all runs.
+        shards: Processes over which the base is spread; 1 where each holds all of it.
         room: GiB of a GPU to plan for in place of the device, and its name.
     """
 
@@ -60,6 +61,7 @@ class Launch:
     validate_every: int
     max_steps: int
     run_dir: Path
+    shards: int = 1
     room: tuple[float, str] | None = None
 
 
@@ -191,7 +193,8 @@ class Planner:
             profiling=(profiling.batch_size, profiling.block_size_on(self._base())) if is_profiled else None,
         )
 
-        setting = Setting(module.method, neurons, batches, module.activation_checkpointing, module.quantization)
+        recomputes, shards = module.activation_checkpointing, self.launch.shards
+        setting = Setting(module.method, neurons, batches, recomputes, module.quantization, shards)
         memory = setting.memory(self._base_model())
         # A CPU's process is there already; a GPU's context is not.
         beside = _CONTEXT_GIB if device.type == "cuda" else peak_gib(device)
