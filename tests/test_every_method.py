@@ -161,7 +161,8 @@ def test_a_killed_run_ends_bit_equal(workplace, name):
     command = workplace.adapt(f"killed/{name}", **keys, name="killed")
     killed = RunFolder(workplace.folder / f"killed/{name}/killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *command], stdout=subprocess.PIPE, text=True,
+    plain = ("--samples=0", "--report=false")  # as runs in this process are
+    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *command, *plain], stdout=subprocess.PIPE, text=True,
                                env=environment)  # fmt: skip
     for line in process.stdout:
         if line.startswith("step 16"):
