@@ -22,13 +22,13 @@ for arguments in json.load(open(sys.argv[1])):
 def run_together(tmp_path, processes, *runs):
     """Makes runs, each by all processes together, one after the other; returns what the first process printed."""
     (tmp_path / "runs.json").write_text(json.dumps([list(map(str, arguments)) for arguments in runs]))
-    said, codes = start_together(processes, RUNS, tmp_path / "runs.json")
+    said, codes = start_together(processes, ["-c", RUNS], tmp_path / "runs.json")
     assert codes == [0] * processes, "\n".join(said)
     return said[0]
 
 
-def start_together(processes, script, *arguments):
-    """Runs a script by several processes as torchrun would; returns what each printed, and their exit codes."""
+def start_together(processes, command, *arguments):
+    """Runs Python in several processes as torchrun would; returns what each printed, and their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,7 +36,7 @@ def start_together(processes, script, *arguments):
         **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0",
     }  # fmt: skip
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [sys.executable, *command, *map(str, arguments)]
     started = [
         subprocess.Popen(
             command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, cwd=ROOT,

@@ -162,8 +162,8 @@ def test_a_killed_run_ends_bit_equal(workplace, name):
     killed = RunFolder(workplace.folder / f"killed/{name}/killed")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     plain = ("--samples=0", "--report=false")  # as runs in this process are
-    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *command, *plain], stdout=subprocess.PIPE, text=True,
-                               env=environment)  # fmt: skip
+    command_line = [sys.executable, str(ROOT / "main.py"), *command, *plain]
+    process = subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True, env=environment)
     for line in process.stdout:
         if line.startswith("step 16"):
             process.kill()

@@ -3,7 +3,7 @@
 import math
 import re
 from argparse import Action
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -25,10 +25,13 @@ class Parser(LightningArgumentParser):
         """Returns the settings.
 
         Raises:
-            UserError: A key is unknown or has a value of another type, or a number is NaN or infinite.
+            UserError: A key is unknown or has a value of another type, null too, or a number is NaN or infinite.
         """
-        settings = super().parse_args(*args, **kwargs)
+        settings, actions = super().parse_args(*args, **kwargs), self.named_actions()
         for key, value in settings.items():
+            kind = getattr(actions.get(key), "_typehint", None)
+            if value is None and kind is not None and not _takes_null(kind):
+                raise UserError(f"--{key} is null; expected {_name_of(kind)}, or leave it out")
             if (found := _not_finite(value)) is not None:
                 raise UserError(f"--{key} is {found}; expected a finite number")
         return settings
@@ -88,6 +91,22 @@ def _in_plain_words(line: str) -> str:
     kinds = [(plain or special).replace("Literal", "one of ") for plain, special in expected]
     kinds = ["null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds)]
     return f"--{key[1]} is {value[1]}; expected {' or '.join(kinds)}"
+
+
+def _takes_null(kind: Any) -> bool:
+    return kind is Any or kind is object or type(None) in get_args(kind)
+
+
+def _name_of(kind: Any) -> str:
+    """Returns a type as people call it.
+
+    >>> _name_of(int), _name_of(Literal["a", "b"]), _name_of(list[str])
+    ('a whole number', 'one of a, b', 'list[str]')
+    """
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return plain.get(kind) or (kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind))
 
 
 def _not_finite(value: object) -> float | None:
