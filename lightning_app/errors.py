@@ -25,8 +25,21 @@ class Interrupted(BaseException):
 class UserError(Exception):
     """Input that cannot be used: the message says what was found, what was expected and what to do.
 
-    The command line prints it as one line and exits with code 2.
+    The command line prints it as one line and exits with code 2. Whatever was found is in it as it can be printed.
     """
+
+    def __init__(self, line: str = "") -> None:
+        super().__init__(printable(line))
+
+
+def printable(text: str) -> str:
+    r"""Returns text on one line, with what no terminal shows as itself spelled out.
+
+    >>> printable("a\tb\nc\x00d")
+    'a b c\\x00d'
+    """
+    one_line = " ".join(text.split("\n")).replace("\t", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in one_line)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

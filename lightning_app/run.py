@@ -127,9 +127,16 @@ class RunFolder:
         return _read_json(self.evaluation) if self.evaluation.is_file() else {}
 
     def text_revision(self, data_set: str) -> str | None:
-        """Returns the commit of a data set that the run read, which a resumed run stays at; None where it is new."""
-        texts = self.record().get("text", {}).values()
-        return next((text["revision"] for text in texts if text["data_set"] == data_set), None)
+        """Returns the commit of a data set that the run read, which a resumed run stays at; None where it is new.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        try:
+            texts = self.record().get("text", {}).values()
+            return next((str(text["revision"]) for text in texts if text["data_set"] == data_set), None)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{self.record_file} does not say what text was read; remove it to begin anew") from error
 
 
 @dataclass(frozen=True)
