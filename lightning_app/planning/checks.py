@@ -102,10 +102,10 @@ def check_base_can_be_quantized(run: Checked) -> None:
     if module.base_name is None:
         raise UserError(f"--model.quantization is {quantization}, but a new base is trained as a whole; leave it out")
     if not module.method.trains_beside:
+        able = ", ".join(name for name, each in METHODS.items() if each().trains_beside)
         raise UserError(
             f"--model.quantization {quantization} keeps the base's matrices in too few bits to train them, as "
-            f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed, or "
-            "--model.method lora"
+            f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed and one of {able}"
         )
     require_library(quantization)
 
