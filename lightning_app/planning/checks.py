@@ -105,7 +105,8 @@ def check_base_can_be_quantized(run: Checked) -> None:
         able = ", ".join(name for name, each in METHODS.items() if each().trains_beside)
         raise UserError(
             f"--model.quantization {quantization} keeps the base's matrices in too few bits to train them, as "
-            f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed and one of {able}"
+            f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed "
+            f"and one of {able}"
         )
     require_library(quantization)
 
