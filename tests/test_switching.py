@@ -30,7 +30,7 @@ def checkpoint_of(folder, name):
     train(model, attached)
     content = {"state_dict": {key: each.clone() for key, each in attached.weights().items()}}
     own = attached.identity()
-    Adaptation(identity, None, "float32", str(files.folder), "cym-Latn", method, own, neurons).write(content)
+    Adaptation(identity, None, "float32", None, str(files.folder), "cym-Latn", method, own, neurons).write(content)
     torch.save(content, folder / "best.ckpt")
     return folder / "best.ckpt"
 
