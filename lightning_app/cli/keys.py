@@ -18,6 +18,7 @@ from lightning_app.errors import UserError, did_you_mean
 TABLE = Path(__file__).with_suffix(".json")
 HELP_ALL = "--help_all"
 HELP = ("-h", "--help")
+_SWITCHED = {"true": "--", "false": "--no_"}  # what a flag may be set to, by what the parser knows it as
 _PARTS_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -73,15 +74,15 @@ class Keys:
         >>> keys = Keys("apply", "", {}, {"base": "value", "remove": "flag", "push_to": "value"}, "deltas")
         >>> keys.tidy(["--remove", "a", "b", "--base", "c", "--push-to", "d-e"])
         ['--remove', '--base', 'c', '--push_to', 'd-e', '--deltas=["a", "b"]']
-        >>> keys.tidy(["--remove", "false"])
-        ['--remove=false']
+        >>> keys.tidy(["--remove", "false"]), keys.tidy(["--remove=true"])
+        (['--no_remove'], ['--remove'])
         """
         words: list[str] = []
         others: list[str] = []
         may_be_value = is_after_flag = False
         for argument in arguments:
-            if is_after_flag and argument in ("true", "false"):
-                others[-1], is_after_flag = f"{others[-1]}={argument}", False
+            if is_after_flag and argument in _SWITCHED:
+                others[-1], is_after_flag = others[-1].replace("--", _SWITCHED[argument], 1), False
                 continue
             is_key = argument.startswith("-") and argument != "-"  # which is a value: stdin
             argument = self._with_underscores(argument) if is_key else argument
@@ -89,7 +90,9 @@ class Keys:
                 others.append(argument)
             else:
                 words.append(argument)
-            key, equals, _ = argument.removeprefix("--").partition("=")
+            key, equals, value = argument.removeprefix("--").partition("=")
+            if value in _SWITCHED and self.kind(key) == "flag":
+                others[-1] = f"{_SWITCHED[value]}{key}"
             is_after_flag = is_key and not equals and self.kind(key) == "flag"
             may_be_value = is_key and not equals and not is_after_flag
         return [*others, f"--{self.words}={json.dumps(words)}"] if words else others

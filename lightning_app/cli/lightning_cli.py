@@ -70,7 +70,7 @@ class NeuroglotCLI(LightningCLI):
             keys = parser.add_class_arguments(method, "model", as_group=False, instantiate=False, skip=added)
             added |= {key.removeprefix("model.") for key in keys}
         for key, (kind, default, about) in self.verb.options.items():
-            how: dict[str, Any] = {"action": ActionYesNo, "nargs": "?"} if kind is bool else {"type": kind}
+            how: dict[str, Any] = {"action": ActionYesNo} if kind is bool else {"type": kind}
             parser.add_argument(f"--{key}", default=default, help=about, **how)
         if not self.verb.has_defaults:
             parser.set_defaults({"model.base": None})
