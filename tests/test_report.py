@@ -55,7 +55,7 @@ def require_sound(text):
 
 @pytest.fixture(scope="module")
 def told(workplace):
-    arguments = [*workplace.adapt("told", data__token_budget=6144), "--samples=2", "--report"]
+    arguments = [*workplace.adapt("reported", data__token_budget=6144), "--samples=2", "--report"]
     assert main(arguments) == 0
     return RunFolder(workplace.folder / "told/adapted")
 
