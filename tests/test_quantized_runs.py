@@ -90,8 +90,8 @@ def test_base_and_adapted_model_are_one_loaded_model(run):
 def test_a_run_does_not_go_on_with_another_quantisation(workplace, run, capsys):
     for other, found in (("null", "expected none"), ("int8", "expected int8")):
         changes = {"model__quantization": other, "name": "other", "resume": run.last_checkpoint}
-        assert main(workplace.adapt(run_dir="otherwise", **changes)) == 2
-        assert re.search(f"quantization.*(nf4|{found})", capsys.readouterr().err)
+        line = f"another quantization: found nf4, {found}|model.quantization was nf4 and is"
+        refused(capsys, workplace.adapt(run_dir="otherwise", **changes), line)
 
 
 @fault("a quantised base with a method that trains its matrices, a new one, one in fp64, one quantised already")
