@@ -10,7 +10,6 @@ from tests.faults import COLLECTED, MARKED, cell, rows_of
 PAGE = ROOT / "docs/faults.md"
 
 
-@pytest.mark.slow
 def test_the_page_lists_exactly_the_marked_tests(request):
     """Of the files that were collected whole: all of them in a run of all tests."""
     if request.config.getoption("keyword") or any("::" in argument for argument in request.config.args):
