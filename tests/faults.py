@@ -135,7 +135,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before any of them is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    marked = [item for item in items if item.get_closest_marker("fault") is not None]
+    # Slow ones are not on the page, which make faults writes without them.
+    marked = [item for item in items if item.get_closest_marker("fault") and not item.get_closest_marker("slow")]
     config.stash[COLLECTED] = {item.location[0] for item in items}
     config.stash[MARKED] = [(item.location[0], item.location[2].split("[")[0], described(item)) for item in marked]
     if config.getoption("--faults") is not None:

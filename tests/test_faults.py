@@ -17,8 +17,8 @@ def test_the_page_lists_exactly_the_marked_tests(request):
     files = request.config.stash[COLLECTED]
     marked = Counter((file, function, cell(fault)) for file, function, fault in request.config.stash[MARKED])
     listed = Counter(row for row in rows_of(PAGE.read_text(encoding="utf-8")) if row[0] in files)
-    assert not marked - listed, "not on the page yet: make faults writes it"
-    assert not listed - marked, "on the page, but no test any more: make faults writes it"
+    assert list(marked - listed) == [], "not on the page yet: make faults writes it"
+    assert list(listed - marked) == [], "on the page, but no test any more: make faults writes it"
 
 
 def test_every_row_says_what_is_seen_and_there_are_many():

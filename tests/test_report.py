@@ -57,7 +57,7 @@ def require_sound(text):
 def told(workplace):
     arguments = [*workplace.adapt("reported", data__token_budget=6144), "--samples=2", "--report"]
     assert main(arguments) == 0
-    return RunFolder(workplace.folder / "told/adapted")
+    return RunFolder(workplace.folder / "reported/adapted")
 
 
 @pytest.fixture
