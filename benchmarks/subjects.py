@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
+from lightning_app.model.architecture import read_architecture
 from lightning_app.model.attention import attend_without_masks, seen_within_documents
-from lightning_app.model.base import base_without_weights, load_base, read_architecture
+from lightning_app.model.base import base_without_weights, load_base
 from lightning_app.model.ffn import PROJECTIONS, GatedFFN, find_gated_ffns
 from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.neurons.neuron_set import NeuronSet

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 
 from datamodules.invented import write_hub  # noqa: E402
 from lightning_app.cli.fit import FIT  # noqa: E402
-from lightning_app.model.base import read_architecture  # noqa: E402
+from lightning_app.model.architecture import read_architecture  # noqa: E402
 from tests.examined import doctor  # noqa: E402, F401 - a fixture
 from tests.fake_hub import server  # noqa: E402, F401 - a fixture
 from tests.faults import (  # noqa: E402, F401 - hooks and a fixture

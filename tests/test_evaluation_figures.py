@@ -23,7 +23,7 @@ from lightning_app.evaluation.harness import ModelInMemory, UnfitError, run_task
 from lightning_app.evaluation.loading import TaskData, load_tasks
 from lightning_app.evaluation.scores import Metric, Scores
 from lightning_app.languages import find_language
-from lightning_app.model.base import read_architecture
+from lightning_app.model.architecture import read_architecture
 
 REFERENCES = [f"the {word} cat sat on the mat today" for word in ("old", "new", "red", "big", "wet", "dry")] * 4
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lightning_app.model.base import read_architecture
+from lightning_app.model.architecture import read_architecture
 from tests.conftest import tiny_model
 from tests.sharded_runs import start_together
 

@@ -10,7 +10,7 @@ The neurons of a quantised base stand beside its matrices instead; see `lightnin
 Shape suffixes: T tokens, D hidden size, N neurons per layer, S selected neurons.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -21,87 +21,8 @@ from torch.autograd.function import once_differentiable
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.neuron_rows import NeuronRows, activation_with_gradient, in_rows_dtype
 from lightning_app.neurons.neuron_set import NeuronSet
-
-
-class PackedEngine(NeuronTraining):
-    """Trains the neurons of one language as packed rows.
-
-    Parameters are named ``{layer}.{projection}`` and hold the D-vectors of the layer's neurons, (S, D); columns of
-    down_proj are stored as rows. They are fp32, or fp64 for an fp64 base: AdamW on bf16 rows loses 12 to 85 % of
-    updates of 1e-4 to 1e-5 at weights of std 0.02.
-
-    Args:
-        ffns: The gated FFNs of the whole model.
-        neurons: The neurons to train.
-        projections: Which of gate, up and down are trained.
-    """
-
-    name = "packed"
-
-    def __init__(self, ffns: list[GatedFFN], neurons: NeuronSet, projections: tuple[Projection, ...]) -> None:
-        super().__init__(neurons, projections)
-        self.rows = nn.ModuleDict()
-        for ffn in ffns:
-            if ffn.layer < self.lowest_layer:
-                continue  # nothing below needs a gradient: the plain module, which then keeps nothing for backward
-            kind = NeuronsBeside if ffn.is_quantized else _PackedLayer
-            layer = kind(ffn, neurons.by_layer.get(ffn.layer), projections)
-            ffn.module.forward = layer.forward
-            if ffn.layer in neurons.by_layer:
-                self.rows[str(ffn.layer)] = layer
-
-    def trained(self) -> Sequence[Tensor]:
-        """Returns the rows; weight decay touches nothing else because nothing else is a parameter."""
-        return list(self.parameters())
-
-    def weights(self) -> Weights:
-        """Returns the trained vectors by ``{layer}.{projection}``, (S, D)."""
-        return {
-            f"{layer}.{projection}": rows.detach()
-            for layer, packed in self.rows.items()
-            for projection, rows in packed.named_parameters()
-        }
-
-    def gradients(self) -> dict[str, Tensor | None]:
-        return {
-            f"{layer}.{projection}": rows.grad
-            for layer, packed in self.rows.items()
-            for projection, rows in packed.named_parameters()
-        }
-
-    @torch.no_grad()
-    def load_weights(self, weights: Weights) -> None:
-        for name, rows in self.weights().items():
-            rows.copy_(weights[name])
-        self.after_step()
-
-    def after_step(self) -> None:
-        for packed in self.rows.values():
-            cast(_PackedLayer | NeuronsBeside, packed).write_back()
-
-
-class _PackedLayer(nn.Module):
-    neurons: Tensor
-
-    def __init__(self, ffn: GatedFFN, neurons: Tensor | None, projections: tuple[Projection, ...]) -> None:
-        super().__init__()
-        self._ffn = ffn
-        device = ffn.down.weight.device
-        selected = torch.empty(0, dtype=torch.int64) if neurons is None else neurons
-        self.register_buffer("neurons", selected.to(device), persistent=False)
-        for projection in projections if neurons is not None else ():
-            rows = ffn.read(projection, self.neurons)
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            self.register_parameter(projection, nn.Parameter(rows))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = [self._parameters.get(projection) for projection in ("gate", "up", "down")]
-        return _PackedFFN.apply(x, *rows, self._ffn, self.neurons)
-
-    def write_back(self) -> None:
-        for projection, rows in self.named_parameters():
-            self._ffn.write(projection, self.neurons, rows.detach())
 
 
 class _PackedFFN(torch.autograd.Function):
@@ -148,7 +69,7 @@ class _PackedFFN(torch.autograd.Function):
             neurons = slice(None)
         else:
             grad_h = grad_TD @ ffn.down.weight
-        act, grad_gate_out = _activation(ffn.act, gate_TN, grad_h * up_TN)
+        act, grad_gate_out = activation_with_gradient(ffn.act, gate_TN, grad_h * up_TN)
         grad_up_out = grad_h * act
         grad_gate = grad_gate_out[:, neurons].t() @ x_TD if needs_gate else None
         grad_up = grad_up_out[:, neurons].t() @ x_TD if needs_up else None
@@ -160,20 +81,69 @@ class _PackedFFN(torch.autograd.Function):
                 grad_x = grad_gate_out @ ffn.gate.weight
                 grad_x.addmm_(grad_up_out, ffn.up.weight)
             grad_x = grad_x.reshape((*shape[:-1], x_TD.shape[-1]))
-        return grad_x, _as(grad_gate, x_TD), _as(grad_up, x_TD), _as(grad_down, x_TD), None, None
+        grads = (None if grad is None else in_rows_dtype(grad) for grad in (grad_gate, grad_up, grad_down))
+        return grad_x, *grads, None, None
 
 
-def _activation(act: Callable[[Tensor], Tensor], gate: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns act(gate), and the gradient with respect to gate where that with respect to act(gate) is ``grad``."""
-    if torch.compiler.is_compiling():  # Dynamo traces this one; eagerly it costs four times the other
-        out, backward, *_ = torch.func.vjp(act, gate)
-        return out, backward(grad)[0]
-    with torch.enable_grad():
-        leaf = gate.detach().requires_grad_()
-        out = act(leaf)
-    return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+class _PackedRows(NeuronRows):
+    function = _PackedFFN
+
+    def write_back(self) -> None:
+        for projection, rows in self.named_parameters():
+            self._ffn.write(projection, self.neurons, rows.detach())
 
 
-def _as(grad: Tensor | None, x: Tensor) -> Tensor | None:
-    """Returns the gradient in the masters' dtype."""
-    return None if grad is None else grad.to(torch.promote_types(x.dtype, torch.float32))
+class PackedEngine(NeuronTraining):
+    """Trains the neurons of one language as packed rows.
+
+    Parameters are named ``{layer}.{projection}`` and hold the D-vectors of the layer's neurons, (S, D); columns of
+    down_proj are stored as rows. They are fp32, or fp64 for an fp64 base: AdamW on bf16 rows loses 12 to 85 % of
+    updates of 1e-4 to 1e-5 at weights of std 0.02.
+
+    Args:
+        ffns: The gated FFNs of the whole model.
+        neurons: The neurons to train.
+        projections: Which of gate, up and down are trained.
+    """
+
+    name = "packed"
+
+    def __init__(self, ffns: list[GatedFFN], neurons: NeuronSet, projections: tuple[Projection, ...]) -> None:
+        super().__init__(neurons, projections)
+        self.rows = nn.ModuleDict()
+        for ffn in ffns:
+            if ffn.layer < self.lowest_layer:
+                continue  # nothing below needs a gradient: the plain module, which then keeps nothing for backward
+            kind = NeuronsBeside if ffn.is_quantized else _PackedRows
+            rows = kind(ffn, neurons.by_layer.get(ffn.layer), projections)
+            if ffn.layer in neurons.by_layer:
+                self.rows[str(ffn.layer)] = rows
+
+    def trained(self) -> Sequence[Tensor]:
+        """Returns the rows; weight decay touches nothing else because nothing else is a parameter."""
+        return list(self.parameters())
+
+    def weights(self) -> Weights:
+        """Returns the trained vectors by ``{layer}.{projection}``, (S, D)."""
+        return {
+            f"{layer}.{projection}": rows.detach()
+            for layer, packed in self.rows.items()
+            for projection, rows in packed.named_parameters()
+        }
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        return {
+            f"{layer}.{projection}": rows.grad
+            for layer, packed in self.rows.items()
+            for projection, rows in packed.named_parameters()
+        }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Weights) -> None:
+        for name, rows in self.weights().items():
+            rows.copy_(weights[name])
+        self.after_step()
+
+    def after_step(self) -> None:
+        for packed in self.rows.values():
+            cast(NeuronRows, packed).write_back()

@@ -6,21 +6,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lightning_app.errors import UserError
-from lightning_app.files import JSON, UNREADABLE, one_line, refused_object
+from lightning_app.files import JSON, refused_object
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity, fingerprint
+from lightning_app.model.architecture import NEW, UNUSABLE, model_of, read_architecture, require_sizes
 from lightning_app.model.attention import attend_without_masks
 from lightning_app.model.base_files import BaseFiles
 from lightning_app.model.loading import require_floats, shown_loading
@@ -28,11 +27,6 @@ from lightning_app.model.quantized import keep_unquantized, loading_options, num
 from lightning_app.progress import ByteProgress
 from lightning_app.run import is_first_process
 
-NEW = "new"
-"""Name of a base that is made, not loaded."""
-
-UNUSABLE = (*UNREADABLE, StrictDataclassError)  # what transformers raises on configurations that are none
-_LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "intermediate_size": 10**7, "vocab_size": 10**8}
 _CPU = torch.device("cpu")
 _DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32, "64-true": torch.float64}
 
@@ -113,16 +107,35 @@ def load_base(
     except UNUSABLE as error:
         raise _unusable_weights(name, error) from error
     model, found = loaded
-    names, weights = [name for name, _ in model.named_parameters()], dict(model.named_parameters()).__getitem__
-    size = sum(weight.nbytes for weight in model.parameters())
+    require_none_missing(name, sorted(found["missing_keys"]))
+    read, size = dict(model.named_parameters()).__getitem__, sum(weight.nbytes for weight in model.parameters())
     if quantization is not None:  # is checked, and known again, by the files
         files = BaseFiles.find(name, revision)
         keep_unquantized(model, files)
-        weights, size = files.read, files.bytes
+        read, size = files.read, files.bytes
+    return Base(model.requires_grad_(False), checked_identity(model, name, read, size))
+
+
+def checked_identity(model: PreTrainedModel, name: str, read: Callable[[str], Tensor], size: int) -> ModelIdentity:
+    """Returns the identity of a base, once every number in it has proved to be one.
+
+    Args:
+        model: Whose weights they are.
+        name: Hub name or folder.
+        read: Returns a weight by its name, as it was before the base was quantised or sharded.
+        size: Bytes of all weights.
+
+    Raises:
+        UserError: A weight has NaN or infinite numbers.
+    """
+    names = [weight for weight, _ in model.named_parameters()]
     with ByteProgress(f"checking {name}", 2 * size, is_shown=is_first_process(), is_brief=True) as progress:
-        require_whole(name, sorted(found["missing_keys"]), ((each, weights(each)) for each in names), progress)
-        in_order = ((each, weights(each)) for each in sorted(names))
-        return Base(model.requires_grad_(False), identity_of(model, name, in_order, progress.advance))
+        for weight_name in names:
+            weight = read(weight_name)
+            if not torch.isfinite(weight).all():
+                raise UserError(f"model {name} has NaN or infinite weights in {weight_name}; download it again")
+            progress.advance(weight.nbytes)
+        return identity_of(model, name, ((each, read(each)) for each in sorted(names)), progress.advance)
 
 
 def _unusable_weights(name: str, error: Exception) -> UserError:
@@ -141,18 +154,14 @@ def _unusable_weights(name: str, error: Exception) -> UserError:
     return unloadable("model", name, error)
 
 
-def require_whole(name: str, missing: list[str], weights: Iterable[tuple[str, Tensor]], progress: ByteProgress) -> None:
-    """Raises `UserError` where files lack weights, which transformers would draw at random, or hold none to use."""
+def require_none_missing(name: str, missing: list[str]) -> None:
+    """Raises `UserError` where files lack weights, which transformers would draw at random."""
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(
             f"the files of model {name} lack {len(missing)} of its weights ({some}); they would be random numbers. "
             "Download it again, or check that its config.json belongs to its weights"
         )
-    for weight_name, weight in weights:
-        if not torch.isfinite(weight).all():
-            raise UserError(f"model {name} has NaN or infinite weights in {weight_name}; download it again")
-        progress.advance(weight.nbytes)
 
 
 def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Base:
@@ -173,7 +182,7 @@ def new_base(architecture: JSON, tokenizer: PreTrainedTokenizerBase, dtype: torc
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = read_architecture({**own, **architecture})
-    _require_sizes(config, NEW)
+    require_sizes(config, NEW)
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (ValueError, TypeError, AttributeError) as error:
@@ -194,44 +203,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no EOS token to put between documents; set one in its files")
     return tokenizer
-
-
-def model_of(config: PretrainedConfig, name: str | None, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Returns a model of a configuration; raises `UserError` where it is none of a causal language model."""
-    _require_sizes(config, name or NEW)
-    try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except UNUSABLE as error:
-        if not str(error).startswith("Unrecognized configuration class"):
-            raise UserError(f"{name or NEW} cannot be built from its configuration: {one_line(error)}") from error
-        raise UserError(
-            f"{name or NEW} is a {config.model_type} model, which is no causal language model; check --model.base"
-        ) from error
-
-
-def _require_sizes(config: PretrainedConfig, name: str) -> None:
-    """Raises `UserError` where a configuration has a size or share that no model has: it would take hours, or fail."""
-    text = config.get_text_config()
-    for key, most in _LARGEST.items():
-        size = getattr(text, key, None)
-        if isinstance(size, int) and not 1 <= size <= most:
-            raise UserError(f"the configuration of {name} has {key} {size}; expected 1 to {most}")
-    for key, share in text.to_dict().items():
-        if key.endswith(("dropout", "pdrop")) and isinstance(share, (int, float)) and not 0 <= share < 1:
-            raise UserError(f"the configuration of {name} has {key} {share}; expected at least 0, below 1")
-
-
-def read_architecture(architecture: JSON) -> PretrainedConfig:
-    """Returns the configuration of ``model_type`` with the given keys."""
-    keys = dict(architecture)
-    model_type = keys.pop("model_type", None)
-    if model_type is None:
-        raise UserError("--model.architecture needs a model_type, for example llama")
-    try:
-        return AutoConfig.for_model(model_type, **keys)
-    except (ValueError, TypeError) as error:
-        reason = str(error).split("\n")[0][:160]
-        raise UserError(f"--model.architecture.model_type {model_type}: {reason}") from error
 
 
 def identity_of(

@@ -12,43 +12,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.neuron_rows import NeuronRows, activation_with_gradient, in_rows_dtype
 from lightning_app.model.quantized import dequantized
-
-
-class NeuronsBeside(nn.Module):
-    """Neurons of a quantised FFN in fp32 beside it; at first as they are in the files of the base.
-
-    Parameters are named by projection and hold D-vectors, (S, D); columns of down_proj are stored as rows.
-
-    Args:
-        ffn: The FFN, which computes with them from now on.
-        neurons: Which, int64 (S,), sorted; None where none.
-        projections: Which of gate, up and down are taken out.
-    """
-
-    neurons: Tensor
-
-    def __init__(self, ffn: GatedFFN, neurons: Tensor | None, projections: Iterable[Projection]) -> None:
-        super().__init__()
-        self._ffn = ffn
-        selected = torch.empty(0, dtype=torch.int64) if neurons is None else neurons
-        self.register_buffer("neurons", selected.to(ffn.down.weight.device), persistent=False)
-        for projection in projections if neurons is not None else ():
-            rows = ffn.read(projection, self.neurons)
-            self.register_parameter(projection, nn.Parameter(rows.float()))
-        ffn.module.forward = self.forward
-        vars(ffn.module)["beside"] = self  # no submodule: it belongs to who trains it
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = [self._parameters.get(projection) for projection in ("gate", "up", "down")]
-        return _BesideFFN.apply(x, *rows, self._ffn, self.neurons)
-
-    def write_back(self) -> None:
-        """Does nothing: what is stepped is what computes."""
 
 
 class _BesideFFN(torch.autograd.Function):
@@ -109,11 +78,8 @@ class _BesideFFN(torch.autograd.Function):
         selected: Any = neurons
         if not needs_x:  # nothing below is trained: the selected columns are all that is needed
             gate_TN, up_TN, selected = gate_TN[:, neurons], up_TN[:, neurons], slice(None)
-        with torch.enable_grad():
-            leaf = gate_TN.detach().requires_grad_()
-            act = ffn.act(leaf)
-        (grad_gate_out,) = torch.autograd.grad(act, leaf, grad_h * up_TN)
-        grad_up_out = grad_h * act.detach()
+        act, grad_gate_out = activation_with_gradient(ffn.act, gate_TN, grad_h * up_TN)
+        grad_up_out = grad_h * act
         grad_gate_S, grad_up_S = grad_gate_out[:, selected], grad_up_out[:, selected]
         grad_gate = grad_gate_S.t() @ x_TD if needs_gate else None
         grad_up = grad_up_S.t() @ x_TD if needs_up else None
@@ -121,7 +87,8 @@ class _BesideFFN(torch.autograd.Function):
         if needs_x:
             own = [(grad_gate_out, grad_gate_S, gate_rows), (grad_up_out, grad_up_S, up_rows)]
             grad_x = _input_gradient(ffn, own, neurons).reshape((*shape[:-1], x_TD.shape[-1]))
-        return grad_x, _float(grad_gate), _float(grad_up), _float(grad_down), None, None
+        grads = (None if grad is None else in_rows_dtype(grad) for grad in (grad_gate, grad_up, grad_down))
+        return grad_x, *grads, None, None
 
 
 def _product(x: Tensor, rows: Tensor, ffn: GatedFFN, projection: str, neurons: Tensor) -> Tensor:
@@ -154,5 +121,11 @@ def _input_gradient(ffn: GatedFFN, parts: list[tuple[Tensor, Tensor, Tensor | No
     return grad_x
 
 
-def _float(grad: Tensor | None) -> Tensor | None:
-    return None if grad is None else grad.float()
+class NeuronsBeside(NeuronRows):
+    """Neurons of a quantised FFN beside it: what is stepped is what computes. At first as in the files of the base."""
+
+    function = _BesideFFN
+
+    def __init__(self, ffn: GatedFFN, neurons: Tensor | None, projections: Iterable[Projection]) -> None:
+        super().__init__(ffn, neurons, projections)
+        vars(ffn.module)["beside"] = self  # no submodule: it belongs to who trains it

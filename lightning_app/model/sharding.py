@@ -20,12 +20,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from lightning_app.errors import UserError
 from lightning_app.hub import unloadable
 from lightning_app.identity import ModelIdentity
-from lightning_app.model.base import UNUSABLE, Base, identity_of, model_of, require_whole
+from lightning_app.model.architecture import UNUSABLE, model_of
+from lightning_app.model.base import Base, checked_identity, require_none_missing
 from lightning_app.model.base_files import BaseFiles
 from lightning_app.model.layers import decoder_layers
 from lightning_app.model.loading import require_floats
 from lightning_app.model.shards import from_local, rows_of
-from lightning_app.progress import ByteProgress
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
@@ -91,7 +91,7 @@ def load_sharded(
     shard(model, mesh)
     _fill(model, files, dtype, device)
     model.requires_grad_(False)
-    identity = _checked_identity(model, name, files) if mesh.get_rank() == 0 else None
+    identity = checked_identity(model, name, files.read, files.bytes) if mesh.get_rank() == 0 else None
     return Base(model, cast(ModelIdentity, agree(identity)))
 
 
@@ -99,7 +99,7 @@ def _require_same_shapes(name: str, model: PreTrainedModel, files: BaseFiles) ->
     """Raises `UserError` where the files lack a weight, or hold it in another shape than the configuration says."""
     found = {weight: _is_held(files, weight) for weight, _ in model.named_parameters()}
     missing = sorted(weight for weight, is_held in found.items() if not is_held)
-    require_whole(name, missing, (), ByteProgress(name, 0, is_shown=False))
+    require_none_missing(name, missing)
     for weight, parameter in model.named_parameters():
         if files.shape(weight) != list(parameter.shape):
             raise UserError(
@@ -135,12 +135,3 @@ def _fill(model: PreTrainedModel, files: BaseFiles, dtype: torch.dtype, device: 
         parts[weight] = from_local(part.to(device, dtype, copy=True).contiguous(), sharded)
     model.load_state_dict(parts, strict=False, assign=True)
     model.tie_weights()
-
-
-def _checked_identity(model: PreTrainedModel, name: str, files: BaseFiles) -> ModelIdentity:
-    """Returns the identity of a base by its files, once every number in them has proved to be one."""
-    names = [weight for weight, _ in model.named_parameters()]
-    with ByteProgress(f"checking {name}", 2 * files.bytes, is_shown=True, is_brief=True) as progress:
-        require_whole(name, [], ((each, files.read(each)) for each in names), progress)
-        in_order = ((each, files.read(each)) for each in sorted(names))
-        return identity_of(model, name, in_order, progress.advance)
