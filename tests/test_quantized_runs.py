@@ -102,6 +102,8 @@ def test_what_cannot_be_quantised_is_one_line(workplace, tmp_path, capsys):
         ({"model__method": "ssu", "model__source_language": "qaa-Latn"}, "--model.method ssu does"),
     ):
         refused(capsys, workplace.adapt(run_dir="none", model__quantization="nf4", **changes), line)
+    compiled = workplace.adapt(run_dir="none", model__quantization="int8", model__compile="true")
+    refused(capsys, compiled, "cannot trace the products of --model.quantization int8")
     double = [*workplace.adapt(run_dir="none", model__quantization="nf4"), "--trainer.precision=64-true"]
     refused(capsys, double, "computes in float32 or bfloat16, not in float64")
     refused(

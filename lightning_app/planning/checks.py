@@ -108,6 +108,11 @@ def check_base_can_be_quantized(run: Checked) -> None:
             f"--model.method {module.method.name} does here; leave it out, or give --model.engine packed "
             f"and one of {able}"
         )
+    if quantization == "int8" and module.is_compiled:
+        raise UserError(
+            "--model.compile true cannot trace the products of --model.quantization int8; leave one of the two out, or "
+            "give nf4"
+        )
     require_library(quantization)
 
 

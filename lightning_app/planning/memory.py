@@ -192,11 +192,8 @@ class _Step:
         self.model, self.optimizer, self.head = model, optimizer, OutputHead.of(model)
         self.activations = self.logits = 0
 
-    def run(self, live: LiveBytes, batch_size: int, tokens: int, has_mask: bool = False) -> None:
-        before, size = live.now, (batch_size, 1, tokens, tokens) if has_mask else (0,)
-        self._mask = torch.empty(
-            size, dtype=self.model.dtype, device="meta"
-        )  # lives as long as the layers that read it
+    def run(self, live: LiveBytes, batch_size: int, tokens: int) -> None:
+        before = live.now
         ids = torch.zeros(batch_size, tokens, dtype=torch.int64, device="meta")
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         self.activations, live.peak, forward_peak = live.now - before, live.now, live.peak
