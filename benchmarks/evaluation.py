@@ -54,11 +54,11 @@ def evaluation(device: torch.device, dtype: torch.dtype, rounds: int) -> list[Re
     return results
 
 
-def _harness(adapted: AdaptedModel, names: tuple[str, ...], limit: int, root: Path) -> Callable[[], Any]:
+def _harness(adapted: AdaptedModel, names: tuple[str, ...], limit: int, root: Path) -> Callable[[], object]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     data = {"language": _LANGUAGE.glotcc, "flores": str(root), "cache_dir": str(root)}
 
-    def call() -> Any:
+    def call() -> object:
         manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=data)
         model = HFLM(pretrained=adapted.model, tokenizer=adapted.tokenizer, batch_size=_HARNESS_BATCH)
         tasks: Any = [OWN + name for name in names]
@@ -68,11 +68,11 @@ def _harness(adapted: AdaptedModel, names: tuple[str, ...], limit: int, root: Pa
     return call
 
 
-def _ours(adapted: AdaptedModel, names: tuple[str, ...], limit: int, root: Path) -> Callable[[], Any]:
+def _ours(adapted: AdaptedModel, names: tuple[str, ...], limit: int, root: Path) -> Callable[[], object]:
     tasks, turn = choose_tasks(names, [_LANGUAGE]), count()
     data = TaskData(None, str(root), root)
 
-    def call() -> Any:
+    def call() -> object:
         contestant = Contestant(BASE, lambda: adapted, root / f"scores{next(turn)}", adapted.base.fingerprint)
         return evaluate(tasks, [contestant], data, limit, lambda line: None)
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from lightning_app.files import JSON
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def summarise(benchmark: str, variant: str, metric: str, unit: str, values: list
 
 def interleave(
     benchmark: str,
-    variants: dict[str, Callable[[], Any]],
+    variants: dict[str, Callable[[], object]],
     reference: str,
     rounds: int,
     device: torch.device,
@@ -76,7 +77,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def saved_bytes(call: Callable[[], Any], model: torch.nn.Module) -> int:
+def saved_bytes(call: Callable[[], object], model: torch.nn.Module) -> int:
     """Returns the bytes of distinct storages that a forward keeps for its backward, without the model's weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
@@ -96,7 +97,7 @@ def saved_bytes(call: Callable[[], Any], model: torch.nn.Module) -> int:
     return sum(kept.values())
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Returns the most that was allocated at a time during ``call``, beyond what was there before."""
     gc.collect()
     if device.type == "cuda":
@@ -114,7 +115,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> JSON:
     """Returns what the figures were measured on."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
     versions = {package: metadata.version(package) for package in ("torch", "transformers", "peft", "tokenizers")}
@@ -139,6 +140,6 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def as_rows(results: list[Result]) -> list[dict[str, Any]]:
+def as_rows(results: list[Result]) -> list[JSON]:
     """Returns the figures as plain data."""
     return [asdict(result) for result in results]

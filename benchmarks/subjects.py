@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lightning_app.files import JSON
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
 from lightning_app.model.architecture import read_architecture
@@ -24,7 +24,7 @@ from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.selection import random_per_layer
 from lightning_app.training.compilation import compile_layers
 
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, JSON] = {
     "3m": {
         "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,

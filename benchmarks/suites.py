@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -147,7 +147,7 @@ def loss(device: torch.device, dtype: torch.dtype, rounds: int) -> list[Result]:
     def chunked() -> None:
         (token_loss_sum(hidden, head, labels) / len(labels)).backward()
 
-    variants: dict[str, Callable[[], Any]] = {"plain": plain, "chunked": chunked}
+    variants: dict[str, Callable[[], object]] = {"plain": plain, "chunked": chunked}
     peaks = {name: peak_bytes(call, device) for name, call in variants.items()}
     results = [summarise("loss", name, "peak_memory", "MiB", [peak / _MIB]) for name, peak in peaks.items()]
     results.append(summarise("loss", "chunked", "peak_ratio_to_plain", "x", [peaks["chunked"] / peaks["plain"]]))
@@ -191,7 +191,7 @@ def token_cache(rounds: int) -> list[Result]:
             for first in range(0, len(documents), 256):
                 tokenizer(documents[first : first + 256], add_special_tokens=False, verbose=False)
 
-        def filling() -> Any:
+        def filling() -> object:
             usable = partial(usable_tokens, "packed", 512)
             return fill(root / f"cache{next(turn)}", source, tokenizer, 10**9, usable, "filling", is_shown=False)
 
@@ -200,7 +200,7 @@ def token_cache(rounds: int) -> list[Result]:
         results = interleave("token_cache", variants, "tokenizer_alone", rounds, torch.device("cpu"), rates)
         cache = filling()
 
-        def reading(chunking: Any) -> Callable[[], None]:
+        def reading(chunking: Literal["packed", "documents", "plain"]) -> Callable[[], None]:
             blocks = cut_blocks(chunking, cache, 512, 10**9, separator=0)
             loader: DataLoader[Any] = DataLoader(blocks, batch_size=2, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
             return lambda: [None for _ in loader].clear()

@@ -13,7 +13,7 @@ from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.languages import Language, find_language
 from lightning_app.methods.adapter_training import merge_adapters
-from lightning_app.model.base import load_base
+from lightning_app.model.base import load_base, on_device
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -80,7 +80,7 @@ class Subject:
         if self._open is None or self._open[0] != is_adapted:
             self._open = None  # the other's memory first
             model = self._load(is_adapted)
-            model.model.to(self.device)  # type: ignore[arg-type]
+            on_device(model.model, self.device)
             self._open = is_adapted, model
         return self._open[1]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lightning_app.errors import UserError, did_you_mean
+from lightning_app.files import JSON
 
 TABLE = Path(__file__).with_suffix(".json")
 HELP_ALL = "--help_all"
@@ -185,5 +185,5 @@ def _is_other_trainer() -> bool:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def _table() -> JSON:
     return json.loads(TABLE.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from lightning_app.comparison.front import ScaledPoint
 from lightning_app.comparison.results import RunResult, over_targets
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, UNREADABLE, one_line, write_json
+from lightning_app.model.base import on_device
 from lightning_app.model.loss import IGNORED, OutputHead, sequence_loss_sums
 from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
@@ -117,7 +118,7 @@ def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float,
     adapted = load_adapted(checkpoint, base, revision, scale=scale, quantized_on=device if is_quantized else None)
     if not is_quantized and not _has_room(device, adapted.model):
         device = torch.device("cpu")  # which is why it was quantised
-    model = adapted.model.to(device)  # type: ignore[arg-type]
+    model = on_device(adapted.model, device)
     head, losses = OutputHead.of(model), {}
     is_mixed = config["trainer"]["precision"] == "bf16-mixed"
     context: AbstractContextManager[object] = torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)

@@ -12,6 +12,7 @@ from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
 from lightning_app.identity import ModelIdentity
 from lightning_app.languages import Language, find_language
+from lightning_app.model.base import on_device
 from lightning_app.run import RunFolder
 
 BASE, ADAPTED = "base", "adapted"
@@ -126,5 +127,5 @@ def _of_base(cache_dir: Path, base: ModelIdentity) -> Path:
 
 
 def _on(device: torch.device, adapted: AdaptedModel) -> AdaptedModel:
-    adapted.model.to(device)  # type: ignore[arg-type]
+    on_device(adapted.model, device)
     return adapted

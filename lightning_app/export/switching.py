@@ -12,7 +12,7 @@ from lightning_app.adapted import Adaptation, load_adapted
 from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.identity import ModelIdentity
-from lightning_app.model.base import load_base, load_tokenizer
+from lightning_app.model.base import load_base, load_tokenizer, on_device
 from lightning_app.model.ffn import GatedFFN, find_gated_ffns
 from lightning_app.neurons.neuron_set import NeuronSet
 
@@ -152,7 +152,7 @@ class BaseAndAdapted:
 
 
 def _on(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    return model.to(device).eval()  # type: ignore[arg-type]
+    return on_device(model, device).eval()
 
 
 def _vectors(weight: Tensor, dim: int, index: Tensor, new: Tensor) -> VectorChange:

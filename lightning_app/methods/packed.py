@@ -11,7 +11,7 @@ Shape suffixes: T tokens, D hidden size, N neurons per layer, S selected neurons
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ class PackedEngine(NeuronTraining):
 
     def __init__(self, ffns: list[GatedFFN], neurons: NeuronSet, projections: tuple[Projection, ...]) -> None:
         super().__init__(neurons, projections)
-        self.rows = nn.ModuleDict()
+        self.rows, self._stepped = nn.ModuleDict(), list[NeuronRows]()
         for ffn in ffns:
             if ffn.layer < self.lowest_layer:
                 continue  # nothing below needs a gradient: the plain module, which then keeps nothing for backward
@@ -118,6 +118,7 @@ class PackedEngine(NeuronTraining):
             rows = kind(ffn, neurons.by_layer.get(ffn.layer), projections)
             if ffn.layer in neurons.by_layer:
                 self.rows[str(ffn.layer)] = rows
+                self._stepped.append(rows)
 
     def trained(self) -> Sequence[Tensor]:
         """Returns the rows; weight decay touches nothing else because nothing else is a parameter."""
@@ -145,5 +146,5 @@ class PackedEngine(NeuronTraining):
         self.after_step()
 
     def after_step(self) -> None:
-        for packed in self.rows.values():
-            cast(NeuronRows, packed).write_back()
+        for packed in self._stepped:
+            packed.write_back()

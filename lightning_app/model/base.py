@@ -51,7 +51,7 @@ class Base:
     def prepare_on(self, device: torch.device) -> None:
         """Moves the model to a device, in evaluation mode, to run single sequences."""
         attend_without_masks(self.model)
-        cast(nn.Module, self.model).to(device).eval()
+        on_device(self.model, device).eval()
 
     @property
     def context(self) -> int | None:
@@ -231,6 +231,12 @@ def identity_of(
         hidden_size=config.hidden_size,
         parameters=sum(numbers_in(weight) for _, weight in weights),
     )
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Moves a model to a device, in place."""
+    cast(nn.Module, model).to(device)  # transformers wraps it in a decorator without types
+    return model
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.files import JSON
 from lightning_app.model.base_files import BaseFiles
 
 Quantization = Literal["nf4", "int8"]
@@ -50,7 +51,7 @@ def require_library(quantization: str) -> None:
         )
 
 
-def loading_options(quantization: str | None, dtype: torch.dtype | None, device: torch.device) -> dict[str, Any]:
+def loading_options(quantization: str | None, dtype: torch.dtype | None, device: torch.device) -> JSON:
     """Returns what ``from_pretrained`` is given beside a name and a dtype.
 
     Raises:
@@ -78,9 +79,10 @@ def keep_unquantized(model: PreTrainedModel, files: BaseFiles) -> None:
     """Lets every quantised layer know where its matrix is as it was."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and is_quantized(module):
-            module.unquantized = Unquantized(files, f"{name}.weight", model.dtype)  # type: ignore[assignment]
+            own = vars(module)
+            own["unquantized"] = Unquantized(files, f"{name}.weight", model.dtype)
             # On some processors it would store the matrix in another order at the first inference, and back.
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            own["support_avx512bf16_for_cpu"] = False
 
 
 def is_quantized(linear: nn.Linear) -> bool:

@@ -1,6 +1,6 @@
 """FSDP2 under Lightning: every process holds a part of the base, and checkpoints are those of one process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -8,12 +8,14 @@ import torch
 import torch.distributed
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from lightning_app.files import JSON
@@ -59,19 +61,21 @@ class ShardedStrategy(ModelParallelStrategy):
         """Through `load_optimizer_state_dict`."""
         return True
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def lightning_module_state_dict(self) -> JSON:
         """Returns the trained weights, whole. Collective."""
         return self._module.state_dict()
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(self, checkpoint: JSON, strict: bool = True) -> None:
         """Takes over the trained weights of a checkpoint that every process has read."""
         self._module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     @property
-    def _module(self) -> Any:
+    def _module(self) -> LightningModule:
+        if self.lightning_module is None:
+            raise RuntimeError("there is no module yet")
         return self.lightning_module
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> JSON:
         """Returns an optimiser's states, whole, on the first process, which saves them; none elsewhere. Collective."""
         optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
@@ -82,7 +86,7 @@ class ShardedStrategy(ModelParallelStrategy):
         states = _mapped(optimizer.state_dict(), kept)
         return states if self.is_global_zero else {}
 
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+    def load_optimizer_state_dict(self, checkpoint: JSON) -> None:
         """Takes over whole states; of those of sharded weights the parts that are here."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             every = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -94,7 +98,7 @@ class ShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
             _optimizer_to_device(optimizer, self.root_device)
 
-    def save_checkpoint(self, checkpoint: JSON, filepath: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: JSON, filepath: _PATH, storage_options: object = None) -> None:
         """Saves what all have put together, by the first process."""
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
@@ -103,11 +107,15 @@ class ShardedStrategy(ModelParallelStrategy):
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any | None = None, **kwargs: Any
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: LightningModule | Module | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Makes a step with gradients that are the mean over all processes."""
 
-        def averaged() -> Any:
+        def averaged() -> object:
             result = closure()
             average_gradients([weight for group in optimizer.param_groups for weight in group["params"]])
             return result
@@ -136,12 +144,17 @@ def average_gradients(weights: list[Tensor]) -> None:
         return
     has_one = torch.tensor([weight.grad is not None for weight in own], dtype=torch.int32, device=own[0].device)
     torch.distributed.all_reduce(has_one, torch.distributed.ReduceOp.MAX)
-    processes = torch.distributed.get_world_size()
+    grads = []
     for weight, is_reached in zip(own, has_one.tolist(), strict=True):
         if is_reached:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            torch.distributed.all_reduce(weight.grad)
-            weight.grad /= processes
+            grads.append(weight.grad)
+    if grads:
+        every = torch.cat([grad.flatten() for grad in grads])  # in one message
+        torch.distributed.all_reduce(every)
+        every /= torch.distributed.get_world_size()
+        for grad, mean in zip(grads, every.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
 
 def _is_part(tensor: Tensor) -> bool:
