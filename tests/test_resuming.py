@@ -71,6 +71,15 @@ def test_settings_that_decide_the_result_are_refused_by_name(workplace, cut, cap
     assert (cut.config.read_text(), cut.last_checkpoint.read_bytes()) == before
 
 
+def test_what_is_wrong_by_itself_is_said_before_that_it_is_another_configuration(workplace, cut, capsys):
+    for changes, line in (
+        ({"model__method": "subnetwrk"}, "did you mean 'subnetwork'"),
+        ({"model__rank": 4}, "--model.method subnetwork has no such key"),
+        ({"data__replay": '{"qab-Latn": 1.2}'}, "data.replay"),
+    ):
+        refused(capsys, workplace.adapt("resuming", **{**KEYS, **changes}, name="cut"), line)
+
+
 def test_a_checkpoint_knows_its_settings_wherever_it_lies(workplace, cut, capsys, tmp_path):
     """The optimiser would take the rate of the checkpoint, whatever is asked for."""
     copy = tmp_path / "copy.ckpt"

@@ -23,7 +23,7 @@ from callbacks.throughput import Throughput
 from callbacks.trackers import Trackers, read_trackers
 from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
 from lightning_app.cli.verb import Verb, say
-from lightning_app.errors import Interrupted
+from lightning_app.errors import Interrupted, UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.planning.checks import require_checks
 from lightning_app.resuming import changed_settings, choose_run
@@ -65,7 +65,11 @@ class _FitCLI(NeuroglotCLI):
         self.config_yaml = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         digest, name = configuration_digest(plain), settings.name or run_name(plain)
         root, deciding = Path(settings.run_dir), deciding_settings(plain)
-        self.run = choose_run(root, name, digest, settings.resume, bool(settings.name), deciding)
+        try:
+            self.run = choose_run(root, name, digest, settings.resume, bool(settings.name), deciding)
+        except UserError:
+            self.parser.instantiate_classes(self.config)  # which refuses keys that are wrong by themselves: said first
+            raise
         self.notes = list(self.run.notes)
         if self.run.checkpoint is not None:
             self.notes.append(changed_settings(plain, RunFolder.of(self.run.checkpoint), self.run.settings))
