@@ -5,8 +5,9 @@ ids = adapted.tokenizer("Mae", return_tensors="pt").input_ids
 print(adapted.tokenizer.decode(adapted.model.generate(ids)[0]))
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import NoneType
 
@@ -23,6 +24,9 @@ from lightning_app.methods.registry import build_method
 from lightning_app.model.base import Base, load_base, load_tokenizer, new_base
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.run import RunFolder
+
+Loader = Callable[[str, str | None, torch.dtype, str | None], Base]
+"""Returns a base by its name, its revision, a dtype and what it was quantised to in training."""
 
 _KEY = "neuroglot"
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -160,6 +164,7 @@ def load_adapted(
     scale: float = 1.0,
     is_merged: bool = False,
     quantized_on: torch.device | None = None,
+    load: Loader | None = None,
 ) -> AdaptedModel:
     """Loads an adapted model, or a base as it is.
 
@@ -172,6 +177,7 @@ def load_adapted(
         is_merged: Whether an adapter is written into the base's weights, so that transformers alone saves the model.
         quantized_on: Where the base is, quantised as it was in training. Where not given it is not quantised: what was
             trained on a quantised base fits the base as it is, and that is what `export` writes.
+        load: Loads the base instead, a part of it on every process for example.
 
     Raises:
         UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
@@ -188,7 +194,9 @@ def load_adapted(
     checkpoint = load_checkpoint(path, is_mapped=True)
     adaptation = Adaptation.read(checkpoint)
     dtype = adaptation.method.weight_dtype(dtype or getattr(torch, adaptation.dtype))
-    rebuilt = _rebuild(adaptation, base, revision, dtype, quantized_on)
+    if load is None:
+        load = _as_it_is if quantized_on is None else partial(load_base, device=quantized_on)
+    rebuilt = _rebuild(adaptation, base, revision, dtype, load)
     if adaptation.architecture is None:
         adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
     adaptation.method.restore(rebuilt.model, adaptation.neurons, checkpoint["state_dict"], scale, is_merged)
@@ -197,12 +205,14 @@ def load_adapted(
     return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)
 
 
-def _rebuild(
-    adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype, device: torch.device | None
-) -> Base:
+def _as_it_is(name: str, revision: str | None, dtype: torch.dtype, quantization: str | None) -> Base:
+    return load_base(name, revision, dtype)
+
+
+def _rebuild(adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype, load: Loader) -> Base:
     if adaptation.architecture is not None and name is not None:
         raise UserError(f"the checkpoint is of a base from scratch, not of {name}; leave --model.base out (null)")
     if adaptation.architecture is not None:
         return new_base(adaptation.architecture, load_tokenizer(adaptation.tokenizer), dtype)
-    own = name or adaptation.base.name, revision or adaptation.base.revision or None, dtype
-    return load_base(*own) if device is None else load_base(*own, adaptation.quantization, device)
+    revision = revision or adaptation.base.revision or None
+    return load(name or adaptation.base.name, revision, dtype, adaptation.quantization)

@@ -124,15 +124,15 @@ class NeuroglotCLI(LightningCLI):
         """Raises `UserError` where the base is to be sharded, by a verb that has the whole of it on every process."""
         if self.config_init.trainer.strategy == SHARDED:
             raise UserError(
-                f"--trainer.strategy {SHARDED} is for fit; {self.verb.name} has the whole base on every process: give "
-                "--trainer.strategy auto or ddp"
+                f"--trainer.strategy {SHARDED} is for fit, profile, validate and test; {self.verb.name} has the whole "
+                "base on every process: give --trainer.strategy auto or ddp"
             )
 
     def make_fabric(self, loads_base: bool = True) -> Fabric:
         """Returns processes without a Trainer, from the same ``trainer`` keys; none is started yet.
 
         Args:
-            loads_base: Whether every process will hold the whole base; else they are only counted.
+            loads_base: Whether every process will hold the whole base; else a part of it, or none.
 
         Raises:
             UserError: Lightning refuses the keys, or they shard a base that is to be whole.

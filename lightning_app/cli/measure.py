@@ -12,9 +12,10 @@ from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.neurons.subnetworks import Subnetworks
-from lightning_app.planning.checks import Checked, check_base_is_named
+from lightning_app.planning.checks import Checked, check_base_can_be_sharded, check_base_is_named
 from lightning_app.run import RunFolder
 from lightning_app.training.module import SparseSubnetModule
+from lightning_app.training.sharded_strategy import SHARDED
 
 _OPTIONS: dict[str, tuple[object, object, str]] = {"ckpt_path": (str | None, None, "Checkpoint of the adapted model.")}
 _KEYS = ("ckpt_path", "run_dir", "language", "model.base", "data.watch", "data.flores", "data.validation_batch_size")
@@ -55,8 +56,8 @@ def predict(arguments: list[str], shows_all: bool) -> None:
 def _measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
     """Runs a measuring verb of the Trainer on a checkpoint, or on the base where none is given."""
     cli = NeuroglotCLI(verb, _add_newest_run(arguments), shows_all)
-    cli.require_whole_base()
     checkpoint = Path(cli.config.ckpt_path) if cli.config.ckpt_path else None
+    _require_can_be_sharded(verb, cli, checkpoint)
     folder = RunFolder.of(checkpoint) if checkpoint is not None else RunFolder(Path(cli.config.run_dir))
     # What a checkpoint knows of the base is of dev, where its run validated.
     retention = Retention() if verb is TEST else Retention.of(checkpoint)
@@ -84,6 +85,24 @@ def _measure(verb: Verb, arguments: list[str], shows_all: bool) -> None:
         trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         if checkpoint is not None:
             say(f"files of the run: {folder}/")
+
+
+def _require_can_be_sharded(verb: Verb, cli: NeuroglotCLI, checkpoint: Path | None) -> None:
+    """Raises `UserError` where the base is to be sharded, and cannot be."""
+    trainer = dict(cli.config.trainer)
+    if trainer["strategy"] != SHARDED:
+        return
+    if verb is PREDICT:  # continues prompts of other lengths on every process
+        cli.require_whole_base()
+    check_base_can_be_sharded(Checked(cli.model, cli.datamodule, cli.profiling, trainer))
+    if checkpoint is not None:
+        made = Adaptation.read(load_checkpoint(checkpoint, is_mapped=True))
+        kind = "from scratch" if made.architecture is not None else f"in {made.quantization}" * bool(made.quantization)
+        if kind:
+            raise UserError(
+                f"--trainer.strategy {SHARDED} reads a base's parts from its files, but {checkpoint} is of a base "
+                f"{kind}; give --trainer.strategy ddp"
+            )
 
 
 def _has_base(checkpoint: Path) -> bool:

@@ -9,10 +9,12 @@ from lightning_app.cli.verb import Verb
 from lightning_app.errors import UserError
 from lightning_app.languages import Language, expand_languages
 from lightning_app.model.base import base_dtype, load_base
-from lightning_app.planning.checks import require_checks
+from lightning_app.model.sharding import load_sharded
+from lightning_app.planning.checks import Checked, check_base_can_be_sharded, require_checks
 from lightning_app.profiling.processes import Processes
 from lightning_app.profiling.profiler import Profiler
 from lightning_app.progress import short
+from lightning_app.training.sharded_strategy import SHARDED, mesh_over
 
 PROFILE = Verb(
     "profile",
@@ -44,14 +46,20 @@ def profile(arguments: list[str], shows_all: bool) -> None:
         pool, optional = expand_languages(cli.config.languages)
     pool = _part(pool, cli.config.part)
     require_checks(module, cli.datamodule, settings)
+    check_base_can_be_sharded(Checked(module, cli.datamodule, settings, dict(cli.config.trainer)))
     if module.base_name is None:
         raise UserError("a base from scratch has nothing to count yet; give a --model.base that exists")
-    fabric = cli.make_fabric()
+    is_sharded = cli.config.trainer.strategy == SHARDED
+    fabric = cli.make_fabric(loads_base=not is_sharded)
     fabric.launch()
-    dtype = base_dtype(cli.config.trainer.precision)
-    base = load_base(module.base_name, module.revision, dtype, module.quantization, fabric.device)
-    base.prepare_on(fabric.device)
-    processes = Processes(fabric.global_rank, fabric.world_size, fabric.device, fabric.autocast)
+    dtype, device = base_dtype(cli.config.trainer.precision), fabric.device
+    if is_sharded:
+        mesh = mesh_over(device, fabric.world_size)
+        base = load_sharded(module.base_name, module.revision, dtype, mesh, device, fabric.broadcast)
+    else:
+        base = load_base(module.base_name, module.revision, dtype, module.quantization, device)
+    base.prepare_on(device)
+    processes = Processes(fabric.global_rank, fabric.world_size, device, fabric.autocast)
     atlas, path = Profiler(settings, base, cli.datamodule.corpus, processes).count(pool, optional)
     held = ", ".join(f"{code} {short(tokens)}" for code, tokens in atlas.tokens.items())
     processes.say(f"atlas {path}: {len(atlas.tokens)} languages, tokens {held}")

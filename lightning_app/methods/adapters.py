@@ -4,8 +4,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental import implicit_replication
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
@@ -14,6 +14,7 @@ from lightning_app.methods.method import Method, Weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.layers import attention_linears, decoder_layers, names_of
 from lightning_app.model.quantized import quantization_of
+from lightning_app.model.shards import assembled, is_sharded
 from lightning_app.neurons.neuron_set import NeuronSet
 
 if TYPE_CHECKING:  # a second of imports that other methods spare
@@ -27,19 +28,14 @@ class AdapterMethod(Method):
 
     Attributes:
         what: The adapter, for people.
-        reads_weights: Whether PEFT computes with the base's own matrices, beyond their products.
     """
 
     what: ClassVar[str]
-    reads_weights: ClassVar[bool] = False
     result: ClassVar[str | None] = "adapter"
 
     @property
     def trains_beside(self) -> bool:
         return True
-
-    def can_be_sharded(self, dtype: torch.dtype) -> bool:
-        return not self.reads_weights
 
     @abstractmethod
     def config(self, base: PreTrainedModel, neurons: NeuronSet | None) -> "PeftConfig":
@@ -54,11 +50,12 @@ class AdapterMethod(Method):
     ) -> None:  # fmt: skip
         """Attaches the adapter to a base; at another scale than 1 it is merged into the base's weights.
 
-        Nothing is merged into quantised ones, whose levels are farther apart than what training changes.
+        Nothing is merged into quantised ones, whose levels are farther apart than what training changes, nor into
+        sharded ones.
         """
         attached = self.attach(base, neurons)
         attached.load_weights(weights)
-        if scale != 1.0 and quantization_of(base) is not None:
+        if scale != 1.0 and (quantization_of(base) is not None or is_sharded(base)):
             attached.scale_beside(scale)
         elif scale != 1.0 or is_merged:
             attached.write_scaled(scale)
@@ -136,8 +133,17 @@ class DoRA(LoRA):
 
     name: ClassVar[str] = "dora"
     what: ClassVar[str] = "a DoRA"
-    reads_weights: ClassVar[bool] = True
     uses_dora: ClassVar[bool] = True
+
+    def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> AdapterTraining:
+        from peft.tuners.lora.dora import DoraLinearLayer
+
+        with implicit_replication():  # the lengths of sharded matrices' rows are sharded as those
+            attached = super().attach(base, neurons)
+        for each in base.modules():
+            if isinstance(each, DoraLinearLayer):
+                each.weight = nn.Parameter(assembled(each.weight.detach()).to(each.weight.device))
+        return attached
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,6 @@ class SHiRA(AdapterMethod):
 
     name: ClassVar[str] = "shira"
     what: ClassVar[str] = "a SHiRA"
-    reads_weights: ClassVar[bool] = True
 
     rank: int | None = None
 

@@ -70,9 +70,6 @@ class DenseMethod(Method):
     what: ClassVar[str]
     result: ClassVar[str | None] = "model"
 
-    def can_be_sharded(self, dtype: torch.dtype) -> bool:
-        return True
-
     def weight_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32)  # the trained weights are the base's own
 

@@ -30,16 +30,18 @@ def score_neurons(base: PreTrainedModel, blocks: Iterable[Tensor], calibration: 
         inputs[0].retain_grad()
         hidden_of.append(inputs[0])
 
+    def begin(module: nn.Module, inputs: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
+        return embedded.requires_grad_()  # nothing of the base requires a gradient: the graph begins here
+
     hooks = [ffn.down.register_forward_pre_hook(keep) for ffn in ffns]
+    hooks.append(base.get_input_embeddings().register_forward_hook(begin))
     tokens = 0
     try:
         for block in blocks:
             ids = block.to(calibration.device).unsqueeze(0)
             hidden_of.clear()
             with torch.enable_grad(), calibration.forward_context():
-                # Nothing of the base requires a gradient: the graph begins at what the embedding puts out.
-                embedded = base.get_input_embeddings()(ids).requires_grad_()
-                last = base.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+                last = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
                 token_loss_sum(last[:, :-1], head, ids[:, 1:]).backward()
             for layer, hidden in enumerate(hidden_of):
                 if hidden.grad is not None:

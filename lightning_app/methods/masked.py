@@ -9,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.neuron_rows import widen
 from lightning_app.model.shards import local, rows_of
 from lightning_app.neurons.neuron_set import NeuronSet
 
@@ -34,13 +35,10 @@ class MaskedEngine(NeuronTraining):
         self._masks: list[tuple[nn.Linear, Tensor]] = []
         for ffn in self._ffns:
             for linear, mask in self._masks_of(ffn):
-                if isinstance(linear.weight, DTensor):  # of fp32 or fp64, see `SubnetworkTraining.can_be_sharded`
-                    linear.weight.requires_grad_(True)
-                    linear.weight.register_post_accumulate_grad_hook(_mask_gradient(mask))
-                else:
-                    weight = linear.weight.detach()
-                    linear.weight = nn.Parameter(weight.to(torch.promote_types(weight.dtype, torch.float32)))
-                    linear.weight.register_hook(masking_hook(mask))
+                if not isinstance(linear.weight, DTensor):  # which has been widened before it was sharded
+                    widen(linear)
+                linear.weight.requires_grad_(True)
+                mask_gradients(linear.weight, masking(mask))
                 self._masks.append((linear, mask))
 
     def _masks_of(self, ffn: GatedFFN) -> list[tuple[nn.Linear, Tensor]]:
@@ -142,19 +140,23 @@ class MaskedAdamW(AdamW):
         return loss
 
 
-def masking_hook(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Returns a hook that keeps the gradient where ``mask``, which broadcasts over it, is true."""
+def masking(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    """Returns a function that keeps a gradient where ``mask``, which broadcasts over it, is true."""
     return lambda grad: grad * mask.to(grad.device)
 
 
-def _mask_gradient(mask: Tensor) -> Callable[[Tensor], None]:
-    """Returns a hook as `masking_hook`, for a sharded weight, of which FSDP2 sets the gradient itself."""
+def mask_gradients(weight: Tensor, mask: Callable[[Tensor], Tensor]) -> None:
+    """Lets ``mask`` change a weight's gradients; of a sharded one, what is here of them."""
 
-    def hook(weight: Tensor) -> None:
-        if weight.grad is not None:
-            local(weight.grad).mul_(mask)
+    def after(sharded: Tensor) -> None:
+        if sharded.grad is not None:
+            here = local(sharded.grad)
+            here.copy_(mask(here))
 
-    return hook
+    if isinstance(weight, DTensor):  # FSDP2 sets the gradient itself, without the hooks before
+        weight.register_post_accumulate_grad_hook(after)
+    else:
+        weight.register_hook(mask)
 
 
 def require_masked(grad: Tensor | None, mask: Tensor) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from lightning_app.errors import UserError
 from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import PROJECTIONS, Projection, find_gated_ffns
+from lightning_app.model.shards import like, local
 from lightning_app.neurons.neuron_set import NeuronSet
 
 Weights = dict[str, Tensor]
@@ -233,10 +234,6 @@ class Method(ABC):
         """Whether what it trains stands, or can stand, beside the base's matrices, so that those can be quantised."""
         return False
 
-    def can_be_sharded(self, dtype: torch.dtype) -> bool:
-        """Tells whether it trains a base of which every process holds a part, with frozen weights of a dtype."""
-        return False
-
     @property
     def settings(self) -> dict[str, object]:
         """The keys that are not at their defaults, the seed left out."""
@@ -246,6 +243,10 @@ class Method(ABC):
     def weight_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the dtype to load a base in, where its frozen weights would be ``dtype``."""
         return dtype
+
+    def widened(self, base: PreTrainedModel) -> Iterable[nn.Linear]:
+        """Returns layers whose matrices it will train in more bits than the base has; once sharded it cannot."""
+        return ()
 
     def choose(
         self, neurons: NeuronSet, base: PreTrainedModel, first_layer: int, calibration: Calibration
@@ -295,5 +296,6 @@ def write_weights(base: PreTrainedModel, weights: Weights, scale: float) -> None
     """Writes whole weights into a base by their names, in place."""
     live = base.state_dict()
     for name in weights.keys() & live.keys():
-        new = weights[name].to(live[name].device)
-        live[name].copy_(new if scale == 1.0 else live[name].to(new.dtype).lerp(new, scale))
+        here = local(live[name])
+        new = local(like(live[name], weights[name])).to(here.device)
+        here.copy_(new if scale == 1.0 else here.to(new.dtype).lerp(new, scale))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,9 +12,10 @@ from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.methods.dense import DenseMethod, DenseTraining
-from lightning_app.methods.masked import MaskedAdamW, masking_hook, require_masked
+from lightning_app.methods.masked import MaskedAdamW, mask_gradients, masking, require_masked
 from lightning_app.methods.method import Attached, Calibration, Weights
 from lightning_app.model.layers import decoder_layers, names_of
+from lightning_app.model.shards import summed_over_rows
 from lightning_app.neurons.neuron_set import NeuronSet
 
 _FROZEN = "frozen_columns."
@@ -40,9 +42,6 @@ class SourceShieldedUpdates(DenseMethod):
     freeze_ratio: float = 0.5
     calibration_sequences: int = 500
     calibration_tokens: int = 2048
-
-    def can_be_sharded(self, dtype: torch.dtype) -> bool:
-        return False  # its masks are of whole matrices
 
     def __post_init__(self) -> None:
         if not 0 <= self.freeze_ratio < 1:
@@ -72,13 +71,13 @@ class SourceShieldedTraining(DenseTraining):
             # What is trained, one flag per column; all of it until calibration has looked.
             trains = torch.ones(linear.in_features, dtype=torch.bool, device=linear.weight.device)
             self.register_buffer(_buffer(name), trains, persistent=False)
-            linear.weight.register_hook(self._hook(name))
+            mask_gradients(linear.weight, partial(self._mask, name))
 
     def _trains(self, name: str) -> Tensor:
         return self.get_buffer(_buffer(name))
 
-    def _hook(self, name: str) -> Callable[[Tensor], Tensor]:
-        return lambda grad: masking_hook(self._trains(name))(grad)
+    def _mask(self, name: str, grad: Tensor) -> Tensor:
+        return masking(self._trains(name))(grad)
 
     @property
     def trained_parameters(self) -> int:
@@ -95,7 +94,7 @@ class SourceShieldedTraining(DenseTraining):
         blocks = calibration.blocks(method.source_language, method.calibration_sequences, method.calibration_tokens)
         squares = _input_squares(self.base, self._linears, blocks, calibration)
         for name, linear in self._linears.items():
-            score = linear.weight.double().abs().sum(0) * squares[name].sqrt()
+            score = summed_over_rows(linear.weight, torch.abs) * squares[name].sqrt()
             highest = score.sort(descending=True, stable=True).indices
             self._trains(name).fill_(True)[highest[: _frozen_columns(len(score), method.freeze_ratio)]] = False
 

@@ -1,9 +1,10 @@
 """Training neurons: those that speak a language (arXiv 2510.13580, section 3), and others for comparison."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
@@ -41,9 +42,9 @@ class SubnetworkTraining(Method):
     def trains_beside(self) -> bool:
         return self.engine == "packed"
 
-    def can_be_sharded(self, dtype: torch.dtype) -> bool:
-        # FSDP2 keeps a weight's dtype, and the masked engine's matrices are fp32 at least.
-        return (self.engine == "packed" or dtype != torch.bfloat16) and not self.chooses_by_text
+    def widened(self, base: PreTrainedModel) -> Iterable[nn.Linear]:
+        ffns = find_gated_ffns(base) if self.engine == "masked" else ()  # which neurons is not known yet
+        return {linear for ffn in ffns for linear in (ffn.gate, ffn.up, ffn.down)}
 
     def attach(self, base: PreTrainedModel, neurons: NeuronSet | None) -> Attached:
         engine = PackedEngine if self.engine == "packed" else MaskedEngine

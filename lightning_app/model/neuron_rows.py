@@ -53,6 +53,11 @@ def in_rows_dtype(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def widen(linear: nn.Linear) -> None:
+    """Lets a linear layer have its frozen matrix in the dtype that rows of it would be trained in."""
+    linear.weight = nn.Parameter(in_rows_dtype(linear.weight.detach()), requires_grad=False)
+
+
 def activation_with_gradient(act: Callable[[Tensor], Tensor], gate: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Returns act(gate), and the gradient with respect to gate where that with respect to act(gate) is ``grad``."""
     if torch.compiler.is_compiling():  # Dynamo traces this one; eagerly it costs four times the other

@@ -4,7 +4,7 @@ Parameters are sharded by rows, layer by layer; a layer is whole on a process on
 a matrix product is not: tensor and pipeline parallelism are not built.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from lightning_app.model.base import Base, checked_identity, require_none_missin
 from lightning_app.model.base_files import BaseFiles
 from lightning_app.model.layers import decoder_layers
 from lightning_app.model.loading import require_floats
+from lightning_app.model.neuron_rows import widen
 from lightning_app.model.shards import from_local, rows_of
 
 
@@ -60,6 +61,7 @@ def load_sharded(
     mesh: DeviceMesh,
     device: torch.device,
     agree: Callable[[ModelIdentity | None], ModelIdentity | None],
+    widened: Callable[[PreTrainedModel], Iterable[nn.Linear]] = lambda model: (),
 ) -> Base:
     """Loads a base of which this process holds the rows that `rows_of` gives it, and freezes it. Collective.
 
@@ -73,6 +75,7 @@ def load_sharded(
         mesh: See `shard`.
         device: This process's own.
         agree: Returns the first process's value on all.
+        widened: Returns the layers whose matrices are kept in fp32, where ``dtype`` is narrower.
 
     Raises:
         UserError: There is none, it is gated, out of reach or damaged, or lacks weights.
@@ -88,9 +91,10 @@ def load_sharded(
     files = BaseFiles.find(name, revision)
     _require_same_shapes(name, model, files)
     _take_generation_settings(model, name, revision)
+    for linear in widened(model.requires_grad_(False)):
+        widen(linear)
     shard(model, mesh)
-    _fill(model, files, dtype, device)
-    model.requires_grad_(False)
+    _fill(model, files, device)
     identity = checked_identity(model, name, files.read, files.bytes) if mesh.get_rank() == 0 else None
     return Base(model, cast(ModelIdentity, agree(identity)))
 
@@ -125,13 +129,13 @@ def _take_generation_settings(model: PreTrainedModel, name: str, revision: str |
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel, files: BaseFiles, dtype: torch.dtype, device: torch.device) -> None:
+def _fill(model: PreTrainedModel, files: BaseFiles, device: torch.device) -> None:
     """Reads this process's rows of every weight."""
     parts: dict[str, Tensor] = {}
     for weight, parameter in model.named_parameters():
         sharded, rows, key = cast(DTensor, parameter), rows_of(parameter), files.key(weight)
         with safe_open(files.shard_of[key], framework="pt") as file:
             part = file.get_slice(key)[rows.start : rows.stop]
-        parts[weight] = from_local(part.to(device, dtype, copy=True).contiguous(), sharded)
+        parts[weight] = from_local(part.to(device, parameter.dtype, copy=True).contiguous(), sharded)
     model.load_state_dict(parts, strict=False, assign=True)
     model.tie_weights()

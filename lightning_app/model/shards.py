@@ -4,7 +4,7 @@ FSDP2 keeps a weight as a `DTensor` with consecutive rows on each process, as ma
 whole one in its place while its layer computes. Every function here takes whole tensors too, for which it is trivial.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -84,6 +84,15 @@ def vectors_of(matrix: Tensor, dim: int, index: Tensor) -> Tensor:
         found[is_here] = part[index[is_here] - rows.start].to(found.dtype)
     torch.distributed.all_reduce(found, group=matrix.device_mesh.get_group())
     return found.to(matrix.dtype)
+
+
+@torch.no_grad()
+def summed_over_rows(matrix: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the sum over all rows of every number changed, float64 (columns,). Collective where sharded."""
+    total = change(local(matrix).double()).sum(0)
+    if isinstance(matrix, DTensor):
+        torch.distributed.all_reduce(total, group=matrix.device_mesh.get_group())
+    return total
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from lightning_app.errors import UserError
 from lightning_app.files import JSON, require_folder
 from lightning_app.languages import find_language
 from lightning_app.methods.registry import METHODS
-from lightning_app.model.base import Base, base_dtype, base_without_weights
+from lightning_app.model.base import Base, base_without_weights
 from lightning_app.model.ffn import find_gated_ffns
 from lightning_app.model.quantized import require_library
 from lightning_app.neurons.atlas import Atlas
@@ -120,8 +120,7 @@ def check_base_can_be_sharded(run: Checked) -> None:
     """What is to be sharded is a base in files, and nothing of the run needs the whole of it on one process."""
     if run.trainer.get("strategy") != SHARDED:
         return
-    module, precision = run.module, str(run.trainer.get("precision"))
-    dtype = base_dtype(precision)
+    module = run.module
     others = {
         "model.architecture": module.architecture is not None,
         f"model.quantization {module.quantization}": module.quantization is not None,
@@ -130,7 +129,6 @@ def check_base_can_be_sharded(run: Checked) -> None:
         "data.paper_loss": run.data.has_paper_loss,
         "trainer.translate": bool(run.trainer.get("translate")),
         "trainer.probe": bool(run.trainer.get("probe")),
-        f"model.method {module.method.name} in {precision} with these keys": not module.method.can_be_sharded(dtype),
     }
     if unable := next((key for key, is_given in others.items() if is_given), None):
         raise UserError(

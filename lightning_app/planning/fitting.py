@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lightning_app.errors import UserError
 from lightning_app.methods.method import Method
 from lightning_app.model.layers import decoder_layers
+from lightning_app.model.neuron_rows import widen
 from lightning_app.model.quantized import bytes_of_quantized
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.planning.memory import Batches, Memory, simulate
@@ -46,6 +47,8 @@ class Setting:
         if self.quantization is not None:
             spared, gathered = _spared_by(model, self.quantization)
         elif self.shards > 1:
+            for linear in self.method.widened(model):
+                widen(linear)
             spared, gathered = _spared_by_shards(model, self.shards)
         found = simulate(model, self.method, self.neurons, self.batches, self.recomputes)
         # What is trained of the base is spread with it, gradients and states too.
@@ -88,8 +91,8 @@ def advise(setting: Setting, make_model: Callable[[], PreTrainedModel], room: fl
         room: Bytes.
         device: Of what kind the memory is.
     """
-    dtype, least = make_model().dtype, setting.memory(make_model())
-    for keys, tried in _cheaper(setting, setting.method.can_be_sharded(dtype)):
+    least = setting.memory(make_model())
+    for keys, tried in _cheaper(setting):
         found = tried.memory(make_model())
         keys, shorter = _shorter_passes(keys, tried, found, room)
         if shorter != tried:
@@ -115,7 +118,7 @@ def _shorter_passes(keys: list[str], setting: Setting, memory: Memory, room: flo
     return keys, replace(setting, batches=batches)
 
 
-def _cheaper(setting: Setting, can_be_sharded: bool) -> Iterator[tuple[list[str], Setting]]:
+def _cheaper(setting: Setting) -> Iterator[tuple[list[str], Setting]]:
     """Yields keys with the setting that they make, from what costs nothing to what costs most.
 
     A smaller batch with as many of them to a step trains the same; recomputing costs a third of the time; 4 bits cost
@@ -135,7 +138,7 @@ def _cheaper(setting: Setting, can_be_sharded: bool) -> Iterator[tuple[list[str]
         yield quantized, replace(setting, quantization="nf4")
         yield [*batch, *quantized], replace(one, quantization="nf4")
         yield [*batch, *recomputing, *quantized], replace(one, quantization="nf4", recomputes=True)
-    for shards in (2, 4, 8) if setting.shards == 1 and setting.quantization is None and can_be_sharded else ():
+    for shards in (2, 4, 8) if setting.shards == 1 and setting.quantization is None else ():
         devices = [f"--trainer.strategy fsdp2 --trainer.devices {shards}"]
         for more, tried in (([], setting), ([*batch, *recomputing], replace(one, recomputes=True))):
             yield [*devices, *more], replace(tried, shards=shards)

@@ -1,6 +1,7 @@
 """The LightningModule: a frozen causal language model, of which a method trains a part."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -115,12 +116,13 @@ class SparseSubnetModule(LightningModule):
         dtype, strategy = base_dtype(str(self.trainer.precision)), self._running.strategy
         if self.checkpoint is not None and self._running.state.fn != "fit":
             return load_adapted(
-                self.checkpoint, self.base_name, self.revision, dtype, self.scale, quantized_on=strategy.root_device
+                self.checkpoint, self.base_name, self.revision, dtype, self.scale, load=partial(load_under, strategy)
             ).as_base
         dtype = self.method.weight_dtype(dtype)
         if self.architecture is not None:
             return new_base(self.architecture, self.data.tokenizer, dtype)
-        return load_under(strategy, cast(str, self.base_name), self.revision, dtype, self.quantization)
+        own = cast(str, self.base_name), self.revision, dtype, self.quantization
+        return load_under(strategy, *own, widened=self.method.widened)
 
     @property
     def _running(self) -> NeuroglotTrainer:

@@ -1,6 +1,6 @@
 """FSDP2 under Lightning: every process holds a part of the base, and checkpoints are those of one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,11 +12,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from lightning_app.files import JSON
 from lightning_app.model.base import Base, load_base
@@ -45,11 +46,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @cached_property
     def mesh(self) -> DeviceMesh:
-        """All processes in a row. Collective the first time.
-
-        PEFT knows by its dimension's name that a layer computes with whole matrices, and not with the parts of them.
-        """
-        return init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("fsdp",))
+        """All processes in a row. Collective the first time."""
+        return mesh_over(self.root_device, self.world_size)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -123,12 +121,29 @@ class ShardedStrategy(ModelParallelStrategy):
         return super().optimizer_step(optimizer, averaged, model, **kwargs)
 
 
+def mesh_over(device: torch.device, processes: int) -> DeviceMesh:
+    """Returns all processes in a row. Collective.
+
+    PEFT knows by its dimension's name that a layer computes with whole matrices, and not with the parts of them.
+    """
+    return init_device_mesh(device.type, (processes,), mesh_dim_names=("fsdp",))
+
+
 def load_under(
-    strategy: Strategy, name: str, revision: str | None, dtype: torch.dtype, quantization: str | None
+    strategy: Strategy,
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    quantization: str | None,
+    widened: Callable[[PreTrainedModel], Iterable[nn.Linear]] = lambda model: (),
 ) -> Base:
-    """Loads a base as a strategy keeps one: this process's part of it where it is sharded. Collective there."""
+    """Loads a base as a strategy keeps one: this process's part of it where it is sharded. Collective there.
+
+    A sharded base is not quantised: see `check_base_can_be_sharded`.
+    """
     if isinstance(strategy, ShardedStrategy):
-        return load_sharded(name, revision, dtype, strategy.mesh, strategy.root_device, strategy.broadcast)
+        device, agree = strategy.root_device, strategy.broadcast
+        return load_sharded(name, revision, dtype, strategy.mesh, device, agree, widened)
     return load_base(name, revision, dtype, quantization, strategy.root_device)
 
 
