@@ -117,8 +117,16 @@ class EvaluationText:
         ]
 
     def paper_loaders(self, languages: list[Language], rank: int, processes: int) -> list[EvaluationLoader]:
-        """Returns a loader per language, of this process's part of the paper's batches, whole ones."""
-        parts = [self.paper[language.glotcc][rank::processes] for language in languages]
+        """Returns a loader per language, of this process's part of the paper's batches, whole ones.
+
+        All processes have as many batches: one that has one less ends with one in which nothing is attended to.
+        """
+        parts = []
+        for language in languages:
+            every = self.paper[language.glotcc]
+            nothing = {name: torch.zeros_like(each[:1, :2]) for name, each in every[0].items()}
+            part = every[rank::processes]
+            parts.append(part if len(part) == -(-len(every) // processes) else [*part, nothing])
         return [DataLoader(cast(Dataset[object], part), batch_size=None) for part in parts]
 
     def identity(self, languages: list[Language]) -> dict[str, str]:

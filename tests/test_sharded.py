@@ -204,7 +204,7 @@ def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplac
         for name in ("one", "two")
     ]
     runs = [
-        by_two(verb, f"--ckpt_path={best(workplace.folder / f'alone-{name}/adapted')}", **METHODS[name])
+        by_two(verb, f"--ckpt_path={best(workplace.folder / f'alone-{name}/adapted')}", data__paper_loss=True, **METHODS[name])
         for verb in ("validate", "test")
         for name in METHODS
     ]
@@ -213,9 +213,10 @@ def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplac
     for run in runs:
         assert main([*run, *one]) == 0
     assert main([*counting[0], *one]) == 0
-    losses = [re.findall(r"^.*(?:nats|bits).*$", text, re.MULTILINE) for text in (capsys.readouterr().out, said)]
+    losses = [re.findall(r"^.*(?:nats|bits|paper).*$", text, re.MULTILINE) for text in (capsys.readouterr().out, said)]
     assert losses[0] == losses[1]
     assert len(losses[0]) >= len(runs)
+    assert any("paper" in line for line in losses[0])
     one, other = (Atlas.load(workplace.folder / f"by-{name}.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one.counts[code], other.counts[code]) for code in one.counts)
 
@@ -227,7 +228,6 @@ def test_what_cannot_be_sharded_is_one_line(workplace, capsys):
         ({"model__quantization": "nf4"}, "--model.quantization nf4"),
         ({"model__method": "full", "model__ema": 0.9}, "--model.ema 0.9"),
         ({"model__compile": "true"}, "--model.compile"),
-        ({"data__paper_loss": "true"}, "--data.paper_loss"),
         ({"trainer__translate": 2}, "--trainer.translate"),
         ({"trainer__probe": "true"}, "--trainer.probe"),
     ):

@@ -126,7 +126,6 @@ def check_base_can_be_sharded(run: Checked) -> None:
         f"model.quantization {module.quantization}": module.quantization is not None,
         "model.compile": module.is_compiled,
         f"model.ema {module.ema}": module.ema is not None and not module.method.trains_beside,
-        "data.paper_loss": run.data.has_paper_loss,
         "trainer.translate": bool(run.trainer.get("translate")),
         "trainer.probe": bool(run.trainer.get("probe")),
     }

@@ -247,7 +247,9 @@ class SparseSubnetModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch of FLORES blocks to its language's loss."""
         if dataloader_idx >= len(self.losses.of_languages):
-            self.losses.add_paper(dataloader_idx, paper_loss(self.base.model, **batch))
+            loss = paper_loss(self.base.model, **batch)
+            if batch["attention_mask"].any():
+                self.losses.add_paper(dataloader_idx, loss)
             return
         if not self._checked_head:
             self.head.require_agreement(self.base.model, batch["input_ids"][:1, :8])
