@@ -133,7 +133,13 @@ def main(work, dtypes, *folders):
     torch.distributed.destroy_process_group()
 
 
-WORK = {"compare": compare, "load": load, "train": train}
+def load_whole(folder, dtype):
+    before = memory()
+    base = load_base(folder, None, dtype)
+    return sum(weight.nbytes for weight in base.model.parameters()), memory() - before
+
+
+WORK = {"compare": compare, "load": load, "train": train, "load_whole": load_whole}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -130,7 +130,9 @@ def test_in_bf16_two_processes_end_like_one(workplace, tmp_path):
         assert main(workplace.adapt(f"wide-{name}", samples=1, **KEYS, **keys, **every[name])) == 0
         one, other = last(workplace, f"wide-{name}"), last(workplace, f"narrow-{name}")
         assert one["neuroglot"]["dtype"] == other["neuroglot"]["dtype"]
-        assert {weight.dtype for weight in other["state_dict"].values() if weight.is_floating_point()} == {torch.float32}
+        assert {weight.dtype for weight in other["state_dict"].values() if weight.is_floating_point()} == {
+            torch.float32
+        }
         assert_same_end(one, other, 3e-3)
 
 
@@ -204,7 +206,12 @@ def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplac
         for name in ("one", "two")
     ]
     runs = [
-        by_two(verb, f"--ckpt_path={best(workplace.folder / f'alone-{name}/adapted')}", data__paper_loss=True, **METHODS[name])
+        by_two(
+            verb,
+            f"--ckpt_path={best(workplace.folder / f'alone-{name}/adapted')}",
+            data__paper_loss=True,
+            **METHODS[name],
+        )
         for verb in ("validate", "test")
         for name in METHODS
     ]

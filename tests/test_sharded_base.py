@@ -71,3 +71,17 @@ def test_no_process_ever_holds_the_whole_base(tmp_path, processes):
         assert held == pytest.approx(size / processes, rel=0.01)
         # The first process looks at every number: at one matrix, of which the fingerprint makes wider copies.
         assert held <= peak < min(size, held + (1 if rank else 10) * largest), of_base
+
+
+@pytest.mark.slow
+def test_processes_with_the_whole_base_each_share_the_memory_of_its_files(tmp_path):
+    """Under DDP a node holds a base once: what is in the files' own dtype is mapped, not copied."""
+    config = read_architecture(
+        {"model_type": "llama", "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 4000}
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    imported = saved(tmp_path / "tiny", "llama", torch.bfloat16)
+    said, codes = start_together(2, PROCESS, "load_whole", "bfloat16", imported, tmp_path / "base")
+    assert codes == [0, 0], "\n".join(said)
+    for held, own in list(numbers(said))[1]:
+        assert own < 0.2 * held

@@ -91,7 +91,7 @@ def load_base(
         revision: Branch, tag or commit.
         dtype: Of the weights, or of the products of quantised ones; that of the files where none is given.
         quantization: What the linear layers of the decoder are kept in: ``nf4``, ``int8``, or None.
-        device: Where a quantised base is; any other is on the CPU.
+        device: Where it is. On a CPU weights of the files' own dtype are the mapped files, which a node holds once.
 
     Raises:
         UserError: There is none, it is gated, out of reach, damaged, quantised already, or lacks weights.

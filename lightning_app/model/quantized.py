@@ -57,8 +57,9 @@ def loading_options(quantization: str | None, dtype: torch.dtype | None, device:
     Raises:
         UserError: bitsandbytes is not installed, or computes nothing in this dtype.
     """
+    placed = {"device_map": {"": device}}  # weight by weight, with no copy of the base in the host's memory
     if quantization is None:
-        return {}
+        return {} if device.type == "cpu" else placed  # there the weights are the mapped files themselves
     require_library(quantization)
     if dtype not in (torch.float32, torch.bfloat16):
         raise UserError(
@@ -72,7 +73,7 @@ def loading_options(quantization: str | None, dtype: torch.dtype | None, device:
         )
     else:
         config = BitsAndBytesConfig(load_in_8bit=True)
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, **placed}
 
 
 def keep_unquantized(model: PreTrainedModel, files: BaseFiles) -> None:
