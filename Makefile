@@ -54,11 +54,15 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json
 
 bench-gpu: .venv/ready
-	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json \
-		--settings llama-8b:2x512@0.0131,llama-8b:8x512@0.0131,llama-8b:1x4096@0.0131,nemo-12b:2x512,aya-8b:2x512 \
-		--variants packed,packed_compiled,lora,nf4_frozen,nf4_packed,nf4_lora,clone,masked \
-		--profiling llama-8b:1x4096,nemo-12b:1x4096,aya-8b:1x4096 \
-		--suites train_step,plan,loss,profiling,scaling --scaling 95m:4x512
+	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json --suites train_step \
+		--settings llama-8b:2x512@0.0131,llama-8b:1x4096@0.0131,llama-8b:8x512@0.0131 \
+		--variants packed,documents,packed_compiled,lora,lora_compiled,clone,masked
+	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu-nf4.json --suites train_step \
+		--settings llama-8b:2x512@0.0131 --variants packed,nf4_frozen,nf4_packed,nf4_lora
+	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu-more.json \
+		--suites plan,profiling,train_step,loss,scaling --scaling 95m:4x512 \
+		--settings llama-8b:2x512@0.0131,nemo-12b:2x512,aya-8b:2x512 --variants packed,lora \
+		--profiling llama-8b:1x4096,nemo-12b:1x4096,aya-8b:1x4096
 
 clean:
 	rm -rf .venv runs/demo

@@ -10,7 +10,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, w
 
 import torch
 
-from benchmarks.by_name import SUITES, measure
+from benchmarks.by_name import SUITES, measure, pieces
 from benchmarks.measure import Result, as_rows, machine, table
 from benchmarks.plots import draw_scaling
 from benchmarks.subjects import VARIANTS
@@ -39,11 +39,11 @@ def main() -> None:
         raise SystemExit(f"there is no suite {unknown[0]}; expected {', '.join(SUITES)}")
     settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
     results: list[Result] = []
-    for name in names:
-        print(f"measuring {name}", flush=True)
+    for name, piece in ((suite, piece) for suite in names for piece in pieces(suite, args)):
+        print(f"measuring {name}{f' {piece.settings}' * (name in ('train_step', 'plan'))}", flush=True)
         # Compiled models are never let go, and have gigabytes of states: a process of its own ends with them.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-            results += apart.submit(measure, name, args).result()
+            results += apart.submit(measure, name, piece).result()
         report = {"machine": machine(torch.device(args.device)), "settings": settings, "results": as_rows(results)}
         write_json(args.out, report)  # after each, for a machine that is lent for less time than all of them take
     print(table([result for result in results if not result.benchmark.startswith("scaling")]))

@@ -3,7 +3,7 @@
 import argparse
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, which torch reads when it is imported
 
@@ -24,29 +24,32 @@ def measure(suite: str, args: argparse.Namespace) -> list[Result]:
 
 def _train_step(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
     names = list(dict.fromkeys(["frozen", *args.variants.split(",")]))
-    settings = [suites.Setting.parse(text) for text in args.settings.split(",")]
-    results = []
-    for setting in settings:
-        title = "train_step" if len(settings) == 1 else f"train_step {setting}"
-        results += suites.train_step(setting, device, dtype, names, args.rounds, title)
-    return results
+    setting = suites.Setting.parse(args.settings)
+    title = f"train_step {setting}" if args.is_one_of_several else "train_step"
+    return suites.train_step(setting, device, dtype, names, args.rounds, title)
 
 
 def _plan(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
-    settings = [suites.Setting.parse(text) for text in args.settings.split(",")]
-    return [result for setting in settings for result in suites.plan(setting, device, dtype)]
+    return suites.plan(suites.Setting.parse(args.settings), device, dtype)
 
 
 def _profiling(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
-    results = []
-    for setting in map(suites.Setting.parse, args.profiling.split(",")):
-        results += suites.profiling(setting.shape, device, dtype, setting.tokens, args.rounds)
-    return results
+    setting = suites.Setting.parse(args.profiling)
+    return suites.profiling(setting.shape, device, dtype, setting.tokens, args.rounds)
 
 
 def _scaling(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
     around = suites.Setting.parse(args.scaling)
     return suites.scaling(around, args.sizes.split(","), device, dtype, max(3, args.rounds - 2))
+
+
+def pieces(suite: str, args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Yields the arguments of a suite's parts, each of which is measured and kept by itself: one model and batch."""
+    key = {"train_step": "settings", "plan": "settings", "profiling": "profiling"}.get(suite)
+    every = getattr(args, key).split(",") if key is not None else [""]
+    for value in every:
+        own = {key: value} if key is not None else {}
+        yield argparse.Namespace(**{**vars(args), **own, "is_one_of_several": len(every) > 1})
 
 
 SUITES: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], list[Result]]] = {

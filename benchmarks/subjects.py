@@ -219,15 +219,23 @@ def _quantized(build: Callable[..., Subject]) -> Callable[..., Subject]:
     """Returns the way of ``build`` on the same base in NF4, which is read from files, as a run reads it."""
 
     def build_on_four_bits(model: PreTrainedModel, neurons: NeuronSet, ids: Tensor) -> Subject:
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            base = load_base(folder, None, model.dtype, "nf4", ids.device).model.train()
-            attend_without_masks(base)
-            return build(base, neurons, ids)
+        base = load_base(_files_of(model), None, model.dtype, "nf4", ids.device).model.train()
+        attend_without_masks(base)
+        return build(base, neurons, ids)
 
     return build_on_four_bits
 
 
+def _files_of(model: PreTrainedModel) -> str:
+    """Returns a folder with a model, which is there as long as this process; once for all that share its weights."""
+    place = model.get_input_embeddings().weight.data_ptr()
+    if place not in _WRITTEN:
+        _WRITTEN[place] = tempfile.TemporaryDirectory()
+        model.save_pretrained(_WRITTEN[place].name)
+    return _WRITTEN[place].name
+
+
+_WRITTEN: dict[object, "tempfile.TemporaryDirectory[str]"] = {}
 _DOCUMENT = 200
 _OF_NEURONS = ("random", "random_per_layer", "gradient")
 _DENSE = ("ffn", "full", "last_layers", "hft", "ssu")

@@ -81,6 +81,8 @@ class Interruption(Callback):
     def _end_if_asked(self, trainer: NeuroglotTrainer) -> None:
         if number := self._signal_of_any():
             self.last.save(trainer)
+            if number == signal.SIGUSR1:  # srun ends the others as soon as one has ended, and takes the highest code
+                signal.signal(signal.SIGTERM, end_at_once)
             name, steps = signal.Signals(number).name, trainer.length.steps
             line = f"ended by {name} at step {self._step} of {steps}; saved, the same command goes on from there"
             raise Interrupted(number, line)

@@ -1,5 +1,7 @@
 """Which keys make a run fit a card: what they give fits, and the cheapest come first."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -28,10 +30,25 @@ def setting(method="subnetwork", **changes):
     return Setting(own, neurons, Batches((4, 1024), (8, 512), (1, 4096)), False, None, **changes)
 
 
+@pytest.fixture
+def worked_out_once(monkeypatch):
+    """Every setting is asked for its memory again and again."""
+    found, memory = [], Setting.memory
+
+    def once(self, model):
+        key = replace(self, neurons=None)
+        if not any(key == each for each, _ in found):
+            found.append((key, memory(self, model)))
+        return next(result for each, result in found if key == each)
+
+    monkeypatch.setattr(Setting, "memory", once)
+
+
+@pytest.mark.usefixtures("worked_out_once")
 @pytest.mark.parametrize("method", ["subnetwork", "lora", "full"])
 def test_the_first_keys_that_fit_are_given_and_their_order_is_that_of_their_price(method):
     own = setting(method)
-    tried = [(" ".join(keys), one.memory(model()).training) for keys, one in _cheaper(own, can_be_sharded=True)]
+    tried = [(" ".join(keys), one.memory(model()).training) for keys, one in _cheaper(own)]
     assert tried[0][0] == ""
     given = []
     for size in sorted({size for _, size in tried}, reverse=True):

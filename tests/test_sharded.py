@@ -19,11 +19,11 @@ KEYS = {"data__token_budget": 2048, "trainer__validate_every": 4}
 LOOKING = {"model__calibration_sequences": 6, "model__calibration_tokens": 64}
 METHODS = {
     "packed": {},
-    "masked": {"model__engine": "masked"},
-    "lora": {"model__method": "lora", "model__rank": 4},
     "full": {"model__method": "full", "model__lr": 3e-4},
 }
 MORE = {
+    "masked": {"model__engine": "masked"},
+    "lora": {"model__method": "lora", "model__rank": 4},
     "rows-checkpointed": {"model__activation_checkpointing": True, "trainer__accumulate_grad_batches": 2},
     "rows-averaged": {"model__ema": 0.9, "data__replay": '{"qab-Latn": 0.25}'},
     "random": {"model__method": "random"},
@@ -192,13 +192,14 @@ def test_a_checkpoint_goes_on_on_one_device(workplace, sharded):
 
 
 @pytest.mark.slow
-def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplace, sharded, tmp_path, capsys):
+def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplace, tmp_path, capsys):
     def by_two(verb, *more, **changes):
         keys = part(workplace, "none", **changes)[1:]
         return [verb, *(key for key in keys if not key.startswith("--samples")), *more]
 
-    for name in METHODS:
-        assert main(workplace.adapt(f"alone-{name}", samples=1, **KEYS, **METHODS[name])) == 0
+    methods = {name: {**METHODS, **MORE}[name] for name in ("packed", "masked", "lora", "full")}
+    for name, own in methods.items():
+        assert main(workplace.adapt(f"one-{name}", samples=1, **KEYS, **own)) == 0
     one = ("--trainer.strategy=auto", "--trainer.devices=1")
     counts = {"profiling__languages": "[qaa-Latn,qah-Deva]", "profiling__tokens_per_language": 4230}
     counting = [
@@ -206,14 +207,9 @@ def test_what_is_measured_and_counted_on_parts_is_what_one_process_says(workplac
         for name in ("one", "two")
     ]
     runs = [
-        by_two(
-            verb,
-            f"--ckpt_path={best(workplace.folder / f'alone-{name}/adapted')}",
-            data__paper_loss=True,
-            **METHODS[name],
-        )
+        by_two(verb, f"--ckpt_path={best(workplace.folder / f'one-{name}/adapted')}", data__paper_loss=True, **own)
         for verb in ("validate", "test")
-        for name in METHODS
+        for name, own in methods.items()
     ]
     said = run_together(tmp_path, 2, *runs, counting[1])
     capsys.readouterr()

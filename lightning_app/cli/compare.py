@@ -1,6 +1,7 @@
 """``compare``: methods x learning rates x seeds as ordinary runs, or finished runs, in one table and two plots."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -104,8 +105,12 @@ def _make_one(folder: Path, runs: Sequence[tuple[GridRun, JSON]], index: int) ->
     if not 0 <= index < len(runs):
         raise UserError(f"--task is {index}, but the comparison has the runs 0 to {len(runs) - 1}; see --list")
     run, own = runs[index]
-    if not _is_complete(folder / run.name, own) and _fit(folder / run.name, own, None) != 0:
-        raise UserError(f"run {run.name} did not finish; what it said stands above")
+    if _is_complete(folder / run.name, own):
+        say(f"run {folder / run.name} is complete")
+        return
+    command = _fit_command(folder / run.name, own)
+    sys.stdout.flush()
+    os.execv(command[0], command)  # from here on this is the run: the scheduler's signals and the exit code are its own
 
 
 def _is_complete(path: Path, config: JSON) -> bool:
@@ -113,14 +118,17 @@ def _is_complete(path: Path, config: JSON) -> bool:
     return record.get("status") == "complete" and record.get("configuration") == configuration_digest(config)
 
 
-def _fit(path: Path, config: JSON, log: Path | None) -> int:
-    """Runs ``fit`` in a process of its own, which leaves nothing behind and ends with this one; returns its code."""
+def _fit_command(path: Path, config: JSON) -> list[str]:
+    """Returns the command that makes a run, whose configuration it writes."""
     file = RunFolder(path).given_config
     write_text(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     program = [str(_MAIN)] if _MAIN.is_file() else ["-P", "-m", "neuroglot"]
-    command = [sys.executable, *program, "fit", "--config", str(file)]
-    if log is None:
-        return subprocess.run(command, preexec_fn=end_with_parent, check=False).returncode
+    return [sys.executable, *program, "fit", "--config", str(file)]
+
+
+def _fit(path: Path, config: JSON, log: Path) -> int:
+    """Runs ``fit`` in a process of its own, which leaves nothing behind and ends with this one; returns its code."""
+    command = _fit_command(path, config)
     with log.open("a", encoding="utf-8") as output:
         return subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=end_with_parent, check=False

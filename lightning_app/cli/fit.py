@@ -23,7 +23,7 @@ from callbacks.throughput import Throughput
 from callbacks.trackers import Trackers, read_trackers
 from lightning_app.cli.lightning_cli import NeuroglotCLI, resolved
 from lightning_app.cli.verb import Verb, say
-from lightning_app.errors import Interrupted, UserError
+from lightning_app.errors import TRY_AGAIN, Interrupted, UserError
 from lightning_app.files import load_checkpoint
 from lightning_app.planning.checks import require_checks
 from lightning_app.resuming import changed_settings, choose_run
@@ -134,6 +134,8 @@ def _train(trainer: NeuroglotTrainer, cli: NeuroglotCLI, checkpoint: str | None)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except Interrupted as stop:
+        if stop.code == TRY_AGAIN:  # as in `Interruption`, while this process ends; Python has no handlers then
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say(str(stop))
         raise SystemExit(stop.code) from stop
     except SystemExit as stop:
