@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,8 +18,9 @@ from lightning_app.identity import ModelIdentity
 from lightning_app.neurons.atlas import Atlas
 from lightning_app.neurons.neuron_set import NeuronSet
 from lightning_app.neurons.subnetworks import Subnetworks
+from lightning_app.training.launching import require_precision
 from tests.conftest import ROOT
-from tests.faults import fault, note, refused, small_disk
+from tests.faults import fault, note, refusal, refused, small_disk
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,17 @@ def test_a_checkpoint_of_another_version_and_one_of_another_kind_of_base(workpla
 @fault("{verb} with {key}")
 def test_devices_and_strategies_that_are_not_there(verb, key, workplace, capsys):
     refused(capsys, [verb, *workplace.adapt("bad")[1:], key], "Lightning refuses the --trainer keys: ")
+
+
+@fault("bf16 on a GPU that does not have it")
+def test_a_gpu_without_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with refusal("Tesla T4 has no bf16, .* give --trainer.precision 32-true"):
+        require_precision("bf16-mixed", torch.device("cuda", 0))
+    require_precision("32-true", torch.device("cuda", 0))
+    require_precision("bf16-mixed", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict", "plan", "profile"])

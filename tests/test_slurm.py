@@ -66,13 +66,13 @@ def state(slurm, job):
 
 
 def hurry(slurm, job):
-    """Lets a job that is queued again start at once; SLURM would let it wait for two minutes."""
+    """Lets a job that is queued again start soon; SLURM would let it wait for two minutes, and needs some seconds."""
     until = time.monotonic() + 60
     while (found := state(slurm, job))[1] == 0 or found[0] == "COMPLETING":
         assert time.monotonic() < until, found
         time.sleep(0.5)
     if found[0] == "PENDING":
-        slurm("bash", "-c", f"scontrol update jobid={job} StartTime=now || true")
+        slurm("bash", "-c", f"scontrol update jobid={job} StartTime=now+10 || true")
 
 
 def wait(log, pattern, seconds=150):
@@ -87,7 +87,7 @@ def wait(log, pattern, seconds=150):
 
 
 def arguments(workplace, run_dir, **changes):
-    keys = {"trainer__validate_every": 40, "data__token_budget": 24576, "data__batch_size": 2, **changes}
+    keys = {"trainer__validate_every": 40, "data__token_budget": 98304, "data__batch_size": 2, **changes}
     return workplace.adapt(run_dir, **keys, profiling__atlas=workplace.atlas)[1:]
 
 
@@ -107,17 +107,17 @@ def whole(submit, workplace):
 
 @pytest.mark.parametrize("way", ["told by the scheduler", "one rank is slow", "its time is over", "preempted"])
 def test_a_job_that_is_ended_goes_on_by_itself_and_ends_as_if_nothing_had_been(slurm, submit, workplace, whole, way):
-    options = (ONE_EACH, *(("--time=1", "--signal=USR1@20") if way == "its time is over" else ()))
+    options = (ONE_EACH, *(("--time=1", "--signal=B:USR1@20") if way == "its time is over" else ()))
     name = f"slurm-{way.replace(' ', '-')}"
     job, log = submit(*arguments(workplace, name), options=options)
     wait(log, r"step 40: ")
     if way == "its time is over":
         _stop_one_rank_for(slurm, name, seconds=30)
     elif way == "told by the scheduler":
-        slurm("scancel", "--signal=USR1", job)
+        slurm("scancel", "--batch", "--signal=USR1", job)
     elif way == "one rank is slow":
         _stop_one_rank_for(slurm, name, seconds=2)
-        slurm("scancel", "--signal=USR1", job)
+        slurm("scancel", "--batch", "--signal=USR1", job)
     elif way == "preempted":
         slurm("scontrol", "requeue", job)
     if way != "preempted":
@@ -147,14 +147,14 @@ def whole_in_parts(submit, workplace):
 
 @pytest.mark.parametrize("way", ["told by the scheduler", "its time is over"])
 def test_two_nodes_with_a_part_of_the_base_each_go_on_too(slurm, submit, workplace, whole, whole_in_parts, way):
-    ended = ("--time=1", "--signal=USR1@20") if way == "its time is over" else ()
+    ended = ("--time=1", "--signal=B:USR1@20") if way == "its time is over" else ()
     name = f"slurm-parts-{way.replace(' ', '-')}"
     job, log = submit(*arguments(workplace, name), options=(*IN_PARTS, *ended))
     wait(log, r"step 40: ")
     if way == "its time is over":
         _stop_one_rank_for(slurm, name, seconds=30)
     else:
-        slurm("scancel", "--signal=USR1", job)
+        slurm("scancel", "--batch", "--signal=USR1", job)
     wait(log, r"ended by SIGUSR1 at step \d+ of \d+; saved, the same command goes on")
     hurry(slurm, job)
     wait(log, r"done: ", seconds=400)
@@ -172,7 +172,7 @@ def test_a_comparison_is_an_array_of_runs_each_of_which_goes_on_by_itself(slurm,
     own = ("--array=0-1", f"--output={workplace.folder}/compared-%a.out")
     job, _ = submit(*keys, options=own, file="compare")
     wait(logs[0], r"step 40: ")
-    slurm("scancel", "--signal=USR1", f"{job}_0")
+    slurm("scancel", "--batch", "--signal=USR1", f"{job}_0")
     wait(logs[0], r"saved, the same command goes on")
     hurry(slurm, f"{job}_0")
     for log in logs:

@@ -21,7 +21,7 @@ from lightning_app.files import JSON
 from lightning_app.methods.registry import METHODS, find_method
 from lightning_app.model.base import base_dtype
 from lightning_app.profiling.settings import ProfilingSettings
-from lightning_app.training.launching import end_together
+from lightning_app.training.launching import end_together, require_precision
 from lightning_app.training.module import SparseSubnetModule
 from lightning_app.training.sharded_strategy import SHARDED
 from lightning_app.training.trainer import NeuroglotTrainer, require_trainer_keys
@@ -116,9 +116,11 @@ class NeuroglotCLI(LightningCLI):
         loggers = [*loggers, *(logger for logger in more if isinstance(logger, Logger))]
         callbacks = [*(given["callbacks"] or []), *callbacks]
         try:
-            return NeuroglotTrainer(**{**given, "callbacks": callbacks, "logger": loggers, "default_root_dir": root})
+            trainer = NeuroglotTrainer(**{**given, "callbacks": callbacks, "logger": loggers, "default_root_dir": root})
         except _REFUSALS as error:
             raise _refused(error) from error
+        require_precision(trainer.precision, trainer.strategy.root_device)
+        return trainer
 
     def require_whole_base(self) -> None:
         """Raises `UserError` where the base is to be sharded, by a verb that has the whole of it on every process."""
@@ -148,6 +150,8 @@ class NeuroglotCLI(LightningCLI):
             fabric = Fabric(**{key: trainer[key] for key in keys}, strategy=strategy)
         except _REFUSALS as error:
             raise _refused(error) from error
+        if loads_base:
+            require_precision(trainer.precision, fabric.device)
         end_together(fabric.strategy)
         return fabric
 

@@ -14,6 +14,7 @@ from lightning_app.planning.checks import Checked, check_base_can_be_sharded, re
 from lightning_app.profiling.processes import Processes
 from lightning_app.profiling.profiler import Profiler
 from lightning_app.progress import short
+from lightning_app.training.launching import require_precision
 from lightning_app.training.sharded_strategy import SHARDED, mesh_over
 
 PROFILE = Verb(
@@ -54,6 +55,7 @@ def profile(arguments: list[str], shows_all: bool) -> None:
     fabric.launch()
     dtype, device = base_dtype(cli.config.trainer.precision), fabric.device
     if is_sharded:
+        require_precision(cli.config.trainer.precision, device)
         mesh = mesh_over(device, fabric.world_size)
         base = load_sharded(module.base_name, module.revision, dtype, mesh, device, fabric.broadcast)
     else:

@@ -30,12 +30,12 @@ def check_device(setup: Setup) -> Findings:
             name, has_bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
             free, total = torch.cuda.mem_get_info()
         said = f"GPU {index} {name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free, torch for {build}"
-        if not has_bf16:
-            yield warning("device", f"{said}, no bf16", "train with --trainer.precision 32-true")
+        if not has_bf16 and setup.settings.trainer.precision == "bf16-mixed":
+            yield wrong("device", f"{said}, no bf16", "train with --trainer.precision 32-true")
         elif free < _FULL * total:
             yield warning("device", f"{said}: something else uses it", "nvidia-smi shows what")
         else:
-            yield ok("device", f"{said}, bf16")
+            yield ok("device", f"{said}{', bf16' * has_bf16}")
 
 
 def _without_gpu(setup: Setup) -> Findings:

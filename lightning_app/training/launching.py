@@ -46,6 +46,18 @@ def require_started(num_nodes: object, devices: object) -> None:
         )
 
 
+def require_precision(precision: object, device: torch.device) -> None:
+    """Raises `UserError` where a GPU has no bf16: torch would emulate it, many times slower, and say nothing."""
+    if str(precision) != "bf16-mixed" or device.type != "cuda":
+        return
+    with torch.cuda.device(device):
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(
+                f"{torch.cuda.get_device_name()} has no bf16, which --trainer.precision bf16-mixed computes in; give "
+                "--trainer.precision 32-true, or take a GPU of the Ampere generation (2020) or later"
+            )
+
+
 def _require_tasks(num_nodes: object, devices: object) -> None:
     """Raises `UserError` where srun started other processes than the keys say: some would wait for what never comes."""
     tasks = os.environ.get("SLURM_NTASKS", "")
