@@ -95,6 +95,7 @@ class StopDiverged(Callback):
         every.sort(key=lambda each: -each["nonfinite_batches"])  # where it began comes first
         if trainer.is_global_zero:
             write_json(self.folder.diverged, {"step": trainer.global_step, "processes": every})
+        trainer.strategy.barrier()  # the first process that ends ends the one that writes, too
         return f"It was reading {_named(every[0]['sequences'])}; all of it is in {self.folder.diverged}. "
 
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import GatedFFN, Projection
-from lightning_app.model.neuron_rows import NeuronRows, activation_with_gradient, in_rows_dtype
+from lightning_app.model.neuron_rows import NeuronRows, gated, gated_gradients, in_rows_dtype, row_gradients
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -45,8 +45,10 @@ class _PackedFFN(torch.autograd.Function):
                 gate, up = gate[..., : ffn.neurons], gate[..., ffn.neurons :]
             else:
                 up = F.linear(x, ffn.up.weight, ffn.up.bias)
-            out = F.linear(ffn.act(gate) * up, ffn.down.weight, ffn.down.bias)
-        ctx.save_for_backward(x, gate, up)
+            h = gated(ffn.act, gate, up)
+            h_S = None if down_rows is None else h.index_select(-1, neurons)
+            out = F.linear(h, ffn.down.weight, ffn.down.bias)
+        ctx.save_for_backward(x, gate, up, h_S)
         # Weights and indices go on the context, not among the saved tensors: they change in place between steps.
         ctx.ffn, ctx.neurons = ffn, neurons
         return out
@@ -57,22 +59,17 @@ class _PackedFFN(torch.autograd.Function):
         ffn, neurons = ctx.ffn, ctx.neurons
         needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad[:4]
         shape = grad_out.shape
-        x_TD, gate_TN, up_TN = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        *wide, h_S = ctx.saved_tensors
+        x_TD, gate_TN, up_TN = (saved.flatten(0, -2) for saved in wide)
         grad_TD = grad_out.reshape(-1, shape[-1]).to(x_TD.dtype)
-        grad_down = None
-        if needs_down:
-            grad_down = (ffn.act(gate_TN[:, neurons]) * up_TN[:, neurons]).t() @ grad_TD
-        if not needs_x:
-            # Nothing below is trained: the selected columns are all that is needed.
-            gate_TN, up_TN = gate_TN[:, neurons], up_TN[:, neurons]
-            grad_h = grad_TD @ ffn.down.weight[:, neurons]
-            neurons = slice(None)
-        else:
-            grad_h = grad_TD @ ffn.down.weight
-        act, grad_gate_out = activation_with_gradient(ffn.act, gate_TN, grad_h * up_TN)
-        grad_up_out = grad_h * act
-        grad_gate = grad_gate_out[:, neurons].t() @ x_TD if needs_gate else None
-        grad_up = grad_up_out[:, neurons].t() @ x_TD if needs_up else None
+        grad_down = h_S.flatten(0, -2).t() @ grad_TD if needs_down else None
+        down = ffn.down.weight
+        if not needs_x:  # nothing below is trained: the selected columns are all that is needed
+            gate_TN, up_TN = gate_TN.index_select(1, neurons), up_TN.index_select(1, neurons)
+            down = down[:, neurons]
+        grad_gate_out, grad_up_out = gated_gradients(ffn.act, gate_TN, up_TN, grad_TD @ down)
+        both = (grad_gate_out if needs_gate else None, grad_up_out if needs_up else None)
+        grad_gate, grad_up = row_gradients(x_TD, both, neurons if needs_x else None)
         grad_x = None
         if needs_x:
             if ffn.is_fused:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_app.model.ffn import GatedFFN, Projection
-from lightning_app.model.neuron_rows import NeuronRows, activation_with_gradient, in_rows_dtype
+from lightning_app.model.neuron_rows import NeuronRows, gated, gated_gradients, in_rows_dtype, row_gradients
 from lightning_app.model.quantized import dequantized
 
 
@@ -43,14 +43,14 @@ class _BesideFFN(torch.autograd.Function):
             for out, projection, rows in ((gate, "gate", gate_rows), (up, "up", up_rows)):
                 if rows is not None:
                     out.index_copy_(-1, neurons, _product(x, rows, ffn, projection, neurons))
-            h = ffn.act(gate) * up
+            h, h_S = gated(ffn.act, gate, up), None
             if down_rows is None:
                 out = ffn.down(h)
             else:
-                h_S = h[..., neurons]
+                h_S = h.index_select(-1, neurons)
                 h.index_fill_(-1, neurons, 0)
                 out = ffn.down(h) + h_S @ down_rows.to(h.dtype)
-        ctx.save_for_backward(x, gate, up)
+        ctx.save_for_backward(x, gate, up, h_S)
         # On the context, not among the saved tensors: the rows change in place between steps.
         ctx.ffn, ctx.neurons, ctx.rows = ffn, neurons, (gate_rows, up_rows, down_rows)
         return out
@@ -62,11 +62,10 @@ class _BesideFFN(torch.autograd.Function):
         gate_rows, up_rows, down_rows = ctx.rows
         needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad[:4]
         shape = grad_out.shape
-        x_TD, gate_TN, up_TN = (saved.flatten(0, -2) for saved in ctx.saved_tensors)
+        *wide, h_S = ctx.saved_tensors
+        x_TD, gate_TN, up_TN = (saved.flatten(0, -2) for saved in wide)
         grad_TD = grad_out.reshape(-1, shape[-1]).to(x_TD.dtype)
-        grad_down = None
-        if needs_down:
-            grad_down = (ffn.act(gate_TN[:, neurons]) * up_TN[:, neurons]).t() @ grad_TD
+        grad_down = h_S.flatten(0, -2).t() @ grad_TD if needs_down else None
         if down_rows is not None and not needs_x:
             grad_h = grad_TD @ down_rows.t().to(grad_TD.dtype)
         else:
@@ -78,11 +77,10 @@ class _BesideFFN(torch.autograd.Function):
         selected: Any = neurons
         if not needs_x:  # nothing below is trained: the selected columns are all that is needed
             gate_TN, up_TN, selected = gate_TN[:, neurons], up_TN[:, neurons], slice(None)
-        act, grad_gate_out = activation_with_gradient(ffn.act, gate_TN, grad_h * up_TN)
-        grad_up_out = grad_h * act
+        grad_gate_out, grad_up_out = gated_gradients(ffn.act, gate_TN, up_TN, grad_h)
         grad_gate_S, grad_up_S = grad_gate_out[:, selected], grad_up_out[:, selected]
-        grad_gate = grad_gate_S.t() @ x_TD if needs_gate else None
-        grad_up = grad_up_S.t() @ x_TD if needs_up else None
+        both = (grad_gate_S if needs_gate else None, grad_up_S if needs_up else None)
+        grad_gate, grad_up = row_gradients(x_TD, both)
         grad_x = None
         if needs_x:
             own = [(grad_gate_out, grad_gate_S, gate_rows), (grad_up_out, grad_up_S, up_rows)]

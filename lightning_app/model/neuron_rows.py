@@ -3,8 +3,8 @@
 Shape suffixes: N neurons per layer, D hidden size, S selected neurons.
 """
 
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,43 @@ def widen(linear: nn.Linear) -> None:
     linear.weight = nn.Parameter(in_rows_dtype(linear.weight.detach()), requires_grad=False)
 
 
-def activation_with_gradient(act: Callable[[Tensor], Tensor], gate: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns act(gate), and the gradient with respect to gate where that with respect to act(gate) is ``grad``."""
-    if torch.compiler.is_compiling():  # Dynamo traces this one; eagerly it costs four times the other
-        out, backward, *_ = torch.func.vjp(act, gate)
-        return out, backward(grad)[0]
+def gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """Returns h = act(gate) * up, for which no second tensor of its size is made."""
+    h = act(gate)
+    return h * up if h is gate else h.mul_(up)
+
+
+def gated_gradients(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradients with respect to gate and up of `gated`; the one with respect to h is overwritten.
+
+    New tensors of this size cost a CPU as much as what is computed, so there are as few as can be.
+    """
+    if torch.compiler.is_compiling():  # Dynamo traces this one; eagerly it costs four times the others
+        h, backward, *_ = torch.func.vjp(act, gate)
+        return backward(grad_h * up)[0], grad_h * h
     with torch.enable_grad():
         leaf = gate.detach().requires_grad_()
         out = act(leaf)
-    return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+    if _is_silu_of(out, leaf):  # whose backward needs its input alone, and can write where its gradient was
+        grad_up = out.detach().mul_(grad_h)
+        return torch.ops.aten.silu_backward.grad_input(grad_h.mul_(up), gate, grad_input=grad_h), grad_up
+    grad_gate = torch.autograd.grad(out, leaf, grad_h * up)[0]
+    return grad_gate, grad_h.mul_(out.detach())
+
+
+def _is_silu_of(out: Tensor, leaf: Tensor) -> bool:
+    made_by: Any = out.grad_fn
+    return made_by.name() == "SiluBackward0" and getattr(made_by.next_functions[0][0], "variable", None) is leaf
+
+
+def row_gradients(x: Tensor, grads: Sequence[Tensor | None], neurons: Tensor | None = None) -> Sequence[Tensor | None]:
+    """Returns the gradients of rows, (S, D), by one product for all; None where there is none.
+
+    Args:
+        x: Input of the rows, (T, D).
+        grads: With respect to what they put out, (T, N), or (T, S) where ``neurons`` is None.
+        neurons: Which columns, (S,).
+    """
+    own = [grad if neurons is None else grad.index_select(1, neurons) for grad in grads if grad is not None]
+    found = iter((torch.cat(own, dim=1).t() @ x).chunk(len(own)) if own else ())
+    return [None if grad is None else next(found) for grad in grads]
