@@ -1,5 +1,6 @@
 """A base of which every process holds a part (FSDP2): runs end as those of one process with as large a batch."""
 
+import json
 import re
 import shutil
 import signal
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lightning_app.cli import main
 from lightning_app.neurons.atlas import Atlas
 from tests.faults import fault, note, refused
-from tests.sharded_runs import run_together
+from tests.sharded_runs import RUNS, run_together, start_together
 from tests.whole_runs import assert_same_end, best, load, start
 
 KEYS = {"data__token_budget": 2048, "trainer__validate_every": 4}
@@ -114,6 +115,26 @@ def test_four_processes_end_like_one_by_every_method(workplace, tmp_path):
         one, other = last(workplace, f"one-{name}"), last(workplace, f"four-{name}")
         assert_same_end(one, other, 1e-4)
         assert_same_states(one, other, 1e-5)
+
+
+COUNT = """
+from torch._dynamo.utils import counters
+print("compiled", counters["stats"]["unique_graphs"], "breaks", len(counters["graph_break"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["packed", "masked", "lora", "full"])
+def test_layers_that_are_gathered_are_compiled_and_end_as_eager_ones(workplace, tmp_path, name):
+    own = {**METHODS, **MORE}[name]
+    runs = [[str(key) for key in part(workplace, f"compiled-{name}", model__compile="true", **own)]]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    said, codes = start_together(2, ["-c", RUNS + COUNT], tmp_path / "runs.json")
+    assert codes == [0, 0], "\n".join(said)
+    graphs, breaks = map(int, re.search(r"compiled (\d+) breaks (\d+)", said[0]).groups())
+    assert (graphs > 1, breaks) == (True, 0)  # one of them only asks whether there is a compiler
+    assert main(workplace.adapt(f"eager-{name}", samples=1, **KEYS, **own)) == 0
+    assert_same_end(last(workplace, f"eager-{name}"), last(workplace, f"compiled-{name}"), 1e-4)
 
 
 @pytest.mark.slow
@@ -230,7 +251,6 @@ def test_what_cannot_be_sharded_is_one_line(workplace, capsys):
     for changes, line in (
         ({"model__quantization": "nf4"}, "--model.quantization nf4"),
         ({"model__method": "full", "model__ema": 0.9}, "--model.ema 0.9"),
-        ({"model__compile": "true"}, "--model.compile"),
         ({"trainer__translate": 2}, "--trainer.translate"),
         ({"trainer__probe": "true"}, "--trainer.probe"),
     ):

@@ -124,7 +124,6 @@ def check_base_can_be_sharded(run: Checked) -> None:
     others = {
         "model.architecture": module.architecture is not None,
         f"model.quantization {module.quantization}": module.quantization is not None,
-        "model.compile": module.is_compiled,
         f"model.ema {module.ema}": module.ema is not None and not module.method.trains_beside,
         "trainer.translate": bool(run.trainer.get("translate")),
         "trainer.probe": bool(run.trainer.get("probe")),

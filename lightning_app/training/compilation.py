@@ -1,10 +1,14 @@
 """torch.compile of the decoder layers."""
 
+from typing import Any
+
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.methods.method import Attached
+from lightning_app.model.layers import decoder_layers
 
 
 def require_compiler(device: torch.device) -> None:
@@ -23,7 +27,7 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
-def compile_layers(model: PreTrainedModel, attached: Attached, **options: object) -> None:
+def compile_layers(model: PreTrainedModel, attached: Attached, **options: Any) -> None:
     """Compiles every decoder layer on its own, so that layers of a kind share one compilation.
 
     Args:
@@ -38,6 +42,8 @@ def compile_layers(model: PreTrainedModel, attached: Attached, **options: object
     config.recompile_limit = max(config.recompile_limit, 32)
     for rows in (*attached.parameters(), *attached.buffers()):
         torch._dynamo.maybe_mark_dynamic(rows, 0)
-    for layer in model.modules():
-        if type(layer).__name__ in (model._no_split_modules or ()):
+    for layer in decoder_layers(model):
+        if isinstance(layer, FSDPModule):  # its hooks, which gather its weights, are not traced
+            vars(layer)["forward"] = torch.compile(layer.forward, **options)
+        else:
             layer.compile(**options)
