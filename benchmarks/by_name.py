@@ -13,6 +13,8 @@ from benchmarks import suites
 from benchmarks.evaluation import evaluation
 from benchmarks.measure import Result
 
+_AT_ONCE = 6
+
 
 def measure(suite: str, args: argparse.Namespace) -> list[Result]:
     """Returns the results of a suite."""
@@ -23,10 +25,10 @@ def measure(suite: str, args: argparse.Namespace) -> list[Result]:
 
 
 def _train_step(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
-    names = list(dict.fromkeys(["frozen", *args.variants.split(",")]))
     setting = suites.Setting.parse(args.settings)
     title = f"train_step {setting}" if args.is_one_of_several else "train_step"
-    return suites.train_step(setting, device, dtype, names, args.rounds, title)
+    found = suites.train_step(setting, device, dtype, ["frozen", *args.variants], args.rounds, title)
+    return [result for result in found if args.is_first or result.variant != "frozen"]
 
 
 def _plan(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
@@ -44,12 +46,18 @@ def _scaling(args: argparse.Namespace, device: torch.device, dtype: torch.dtype)
 
 
 def pieces(suite: str, args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """Yields the arguments of a suite's parts, each of which is measured and kept by itself: one model and batch."""
+    """Yields the arguments of a suite's parts, each of which is measured and kept by itself.
+
+    A part is one model and batch, and of the ways to train some that take turns, the bound among each: all of them at
+    once would need more than 24 GiB at 95 M parameters.
+    """
     key = {"train_step": "settings", "plan": "settings", "profiling": "profiling"}.get(suite)
     every = getattr(args, key).split(",") if key is not None else [""]
-    for value in every:
-        own = {key: value} if key is not None else {}
-        yield argparse.Namespace(**{**vars(args), **own, "is_one_of_several": len(every) > 1})
+    ways = [each for each in dict.fromkeys(args.variants.split(",")) if each != "frozen"]
+    starts = range(0, max(1, len(ways)), _AT_ONCE) if suite == "train_step" else [0]
+    for value, start in ((value, start) for value in every for start in starts):
+        own = {"variants": ways[start : start + _AT_ONCE], "is_one_of_several": len(every) > 1, "is_first": start == 0}
+        yield argparse.Namespace(**{**vars(args), **own, **({key: value} if key is not None else {})})
 
 
 SUITES: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], list[Result]]] = {

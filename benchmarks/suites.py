@@ -1,6 +1,5 @@
 """What is measured: training steps, the loss, profiling, the token cache, the plan, and how things scale."""
 
-import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from lightning_app.model.loss import OutputHead, token_loss_sum
 from lightning_app.planning.memory import Batches, simulate
 from lightning_app.profiling.counting import GateCounter
 
-_AT_ONCE = 6
 _MIB = 2**20
 
 
@@ -82,22 +80,7 @@ def _ways(setting: Setting, device: torch.device, dtype: torch.dtype, names: lis
 def train_step(
     setting: Setting, device: torch.device, dtype: torch.dtype, names: list[str], rounds: int, name: str = "train_step"
 ) -> list[Result]:
-    """A whole step of every way to train, beside the bound of frozen training; what each keeps and takes.
-
-    Some take turns at a time, the bound among each: all of them at once would need 20 GiB at 95 M parameters.
-    """
-    results: list[Result] = []
-    others = [each for each in names if each != "frozen"]
-    for start in range(0, max(1, len(others)), _AT_ONCE):
-        found = _train_some(setting, device, dtype, ["frozen", *others[start : start + _AT_ONCE]], rounds, name)
-        results += [result for result in found if start == 0 or result.variant != "frozen"]
-        gc.collect()
-    return results
-
-
-def _train_some(
-    setting: Setting, device: torch.device, dtype: torch.dtype, names: list[str], rounds: int, name: str
-) -> list[Result]:
+    """A whole step of every named way to train, beside the bound of frozen training; what each keeps and takes."""
     ways = _ways(setting, device, dtype, names)
     results = _sizes(name, ways, device)
     tokens = setting.batch * setting.tokens
