@@ -15,6 +15,7 @@ from benchmarks.measure import Result, as_rows, machine, table
 from benchmarks.plots import draw_scaling
 from benchmarks.subjects import VARIANTS
 from lightning_app.files import write_json
+from lightning_app.peers import end_with_parent
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     for name, piece in ((suite, piece) for suite in names for piece in pieces(suite, args)):
         print(f"measuring {name}{f' {piece.settings}' * (name in ('train_step', 'plan'))}", flush=True)
         # Compiled models are never let go, and have gigabytes of states: a process of its own ends with them.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as apart:
             results += apart.submit(measure, name, piece).result()
         report = {"machine": machine(torch.device(args.device)), "settings": settings, "results": as_rows(results)}
         write_json(args.out, report)  # after each, for a machine that is lent for less time than all of them take
