@@ -156,6 +156,16 @@ class AdaptedModel:
         return load_tokenizer(self.tokenizer_name, self.base.revision or None if is_the_bases else None)
 
 
+def as_it_is(name: str, revision: str | None, dtype: torch.dtype, quantization: str | None) -> Base:
+    """Loads a base to the CPU, not quantised, however it was in training."""
+    return load_base(name, revision, dtype)
+
+
+def as_trained(device: torch.device) -> Loader:
+    """Returns what loads a base to a device as it was in training, quantised or not."""
+    return partial(load_base, device=device)
+
+
 def load_adapted(
     source: str | Path,
     base: str | None = None,
@@ -163,8 +173,7 @@ def load_adapted(
     dtype: torch.dtype | None = None,
     scale: float = 1.0,
     is_merged: bool = False,
-    quantized_on: torch.device | None = None,
-    load: Loader | None = None,
+    load: Loader = as_it_is,
 ) -> AdaptedModel:
     """Loads an adapted model, or a base as it is.
 
@@ -175,9 +184,8 @@ def load_adapted(
         dtype: Of the weights; as in training, or as the base's files have it, where not given.
         scale: Shrinks or stretches what training changed; 0 is the base.
         is_merged: Whether an adapter is written into the base's weights, so that transformers alone saves the model.
-        quantized_on: Where the base is, quantised as it was in training. Where not given it is not quantised: what was
-            trained on a quantised base fits the base as it is, and that is what `export` writes.
-        load: Loads the base instead, a part of it on every process for example.
+        load: Loads the base, quantised or as a part of it on every process for example. Where not given it is as it
+            is: what was trained on a quantised base fits that, and it is what `export` writes.
 
     Raises:
         UserError: There is nothing there, it is damaged, or the base is another one than was adapted.
@@ -194,8 +202,6 @@ def load_adapted(
     checkpoint = load_checkpoint(path, is_mapped=True)
     adaptation = Adaptation.read(checkpoint)
     dtype = adaptation.method.weight_dtype(dtype or getattr(torch, adaptation.dtype))
-    if load is None:
-        load = _as_it_is if quantized_on is None else partial(load_base, device=quantized_on)
     rebuilt = _rebuild(adaptation, base, revision, dtype, load)
     if adaptation.architecture is None:
         adaptation.base.require_same(rebuilt.identity, "checkpoint", path)
@@ -203,10 +209,6 @@ def load_adapted(
     is_the_bases = adaptation.tokenizer == adaptation.base.name
     tokenizer = rebuilt.identity.name if is_the_bases else adaptation.tokenizer
     return AdaptedModel(rebuilt.model.eval(), rebuilt.identity, adaptation, tokenizer)
-
-
-def _as_it_is(name: str, revision: str | None, dtype: torch.dtype, quantization: str | None) -> Base:
-    return load_base(name, revision, dtype)
 
 
 def _rebuild(adaptation: Adaptation, name: str | None, revision: str | None, dtype: torch.dtype, load: Loader) -> Base:

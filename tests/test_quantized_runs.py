@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lightning_app.adapted import Adaptation, load_adapted
+from lightning_app.adapted import Adaptation, as_trained, load_adapted
 from lightning_app.cli import main
 from lightning_app.export.source import Source
 from lightning_app.export.switching import BaseAndAdapted
@@ -56,8 +56,8 @@ def test_what_was_trained_on_four_bits_is_measured_there_and_fits_the_base_as_it
     best = run.record()["result"]["best"]["losses"]["qah-Deva"][0]
     assert main(["validate", f"--run_dir={run.path.parent}", *workplace.keys("quantized")[1:]]) == 0
     assert f"{best:.4f}" in capsys.readouterr().out
-    as_trained, plain = load_adapted(run.path, quantized_on=CPU), load_adapted(run.path)
-    assert (quantization_of(as_trained.model), quantization_of(plain.model)) == ("nf4", None)
+    quantized, plain = load_adapted(run.path, load=as_trained(CPU)), load_adapted(run.path)
+    assert (quantization_of(quantized.model), quantization_of(plain.model)) == ("nf4", None)
     changed = load_checkpoint(run.best_checkpoint())["state_dict"]
     adaptation = Adaptation.read(load_checkpoint(run.best_checkpoint()))
     for ffn in find_gated_ffns(plain.model):
@@ -79,7 +79,7 @@ def test_what_was_trained_on_four_bits_is_measured_there_and_fits_the_base_as_it
 
 def test_base_and_adapted_model_are_one_loaded_model(run):
     two = BaseAndAdapted.load(Source.find([run.best_checkpoint()], None, None), CPU)
-    base, adapted = (load_adapted(run.path, scale=scale, quantized_on=CPU).model for scale in (0.0, 1.0))
+    base, adapted = (load_adapted(run.path, scale=scale, load=as_trained(CPU)).model for scale in (0.0, 1.0))
     assert not torch.equal(logits(base), logits(adapted))
     for is_adapted in (False, True, False):
         two.switch(is_adapted)

@@ -67,6 +67,7 @@ def analyze(arguments: list[str], shows_all: bool) -> None:
     # A run itself knows its base, unless that is somewhere else now.
     is_given = "--model.base" in {argument.partition("=")[0] for argument in arguments}
     base, revision = (settings.model.base, settings.model.revision) if is_given else (None, None)
+    cli.require_whole_base()
     place = Place(base, revision, Path(settings.data.cache_dir), cli.make_fabric().device)
     sizes = Sizes(settings.profiling.rate, settings.profiling.quantile)
     if not is_first_process():

@@ -42,6 +42,7 @@ def evaluate(arguments: list[str], shows_all: bool) -> None:
     settings = cli.config
     if settings.limit is not None and settings.limit < 1:
         raise UserError(f"--limit is {settings.limit}; expected a whole number above zero")
+    cli.require_whole_base()
     fabric = cli.make_fabric()
     if not is_first_process():
         return

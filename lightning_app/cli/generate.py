@@ -76,6 +76,7 @@ def generate(arguments: list[str], shows_all: bool) -> None:
         raise UserError(f"--out {out} is where the sheet goes; give it another place")
     source = _find_source(settings, "model.revision" in given)
     language = _language(settings.language if "language" in given else None, source)
+    cli.require_whole_base()
     fabric = cli.make_fabric()
     if not is_first_process():
         return

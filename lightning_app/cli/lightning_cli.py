@@ -130,18 +130,16 @@ class NeuroglotCLI(LightningCLI):
                 "base on every process: give --trainer.strategy auto or ddp"
             )
 
-    def make_fabric(self, loads_base: bool = True) -> Fabric:
+    def make_fabric(self, computes: bool = True) -> Fabric:
         """Returns processes without a Trainer, from the same ``trainer`` keys; none is started yet.
 
         Args:
-            loads_base: Whether every process will hold the whole base; else a part of it, or none.
+            computes: Whether the processes will compute; else they are only counted.
 
         Raises:
-            UserError: Lightning refuses the keys, or they shard a base that is to be whole.
+            UserError: Lightning refuses the keys, or the device lacks the precision.
         """
         trainer = self.config_init.trainer
-        if loads_base:
-            self.require_whole_base()
         strategy = "ddp" if trainer.strategy == SHARDED else trainer.strategy  # as many processes
         base_dtype(trainer.precision)
         require_trainer_keys(dict(trainer))
@@ -150,7 +148,7 @@ class NeuroglotCLI(LightningCLI):
             fabric = Fabric(**{key: trainer[key] for key in keys}, strategy=strategy)
         except _REFUSALS as error:
             raise _refused(error) from error
-        if loads_base:
+        if computes:
             require_precision(trainer.precision, fabric.device)
         end_together(fabric.strategy)
         return fabric

@@ -40,7 +40,7 @@ def plan(arguments: list[str], shows_all: bool) -> None:
     """Prints the plan."""
     cli = NeuroglotCLI(PLAN, arguments, shows_all)
     require_checks(cli.model, cli.datamodule, cli.profiling, dict(cli.config_init.trainer))
-    launch = launch_of(cli.config, cli.make_fabric(loads_base=False), _card(cli.config["for"]))
+    launch = launch_of(cli.config, cli.make_fabric(computes=False), _card(cli.config["for"]))
     planner = Planner(cli.model, cli.datamodule, cli.profiling, launch)
     found = planner.plan()
     if cli.config.evaluate is not None:

@@ -14,7 +14,6 @@ from lightning_app.planning.checks import Checked, check_base_can_be_sharded, re
 from lightning_app.profiling.processes import Processes
 from lightning_app.profiling.profiler import Profiler
 from lightning_app.progress import short
-from lightning_app.training.launching import require_precision
 from lightning_app.training.sharded_strategy import SHARDED, mesh_over
 
 PROFILE = Verb(
@@ -51,11 +50,10 @@ def profile(arguments: list[str], shows_all: bool) -> None:
     if module.base_name is None:
         raise UserError("a base from scratch has nothing to count yet; give a --model.base that exists")
     is_sharded = cli.config.trainer.strategy == SHARDED
-    fabric = cli.make_fabric(loads_base=not is_sharded)
+    fabric = cli.make_fabric()
     fabric.launch()
     dtype, device = base_dtype(cli.config.trainer.precision), fabric.device
     if is_sharded:
-        require_precision(cli.config.trainer.precision, device)
         mesh = mesh_over(device, fabric.world_size)
         base = load_sharded(module.base_name, module.revision, dtype, mesh, device, fabric.broadcast)
     else:

@@ -40,7 +40,7 @@ def read_setup(arguments: list[str], shows_all: bool) -> Setup:
     trainer = cli.config.trainer
     run = Checked(cli.model, cli.datamodule, cli.profiling, dict(trainer))
     try:
-        fabric = cli.make_fabric(loads_base=False)
+        fabric = cli.make_fabric(computes=False)
     except UserError as error:
         return Setup(cli.config, run, launch_refusal=str(error))
     launch = launch_of(cli.config, fabric)

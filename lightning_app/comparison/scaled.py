@@ -10,7 +10,7 @@ import yaml
 
 from datamodules.chunking import pad_batch
 from datamodules.glotcc import GlotCCDataModule
-from lightning_app.adapted import load_adapted
+from lightning_app.adapted import as_it_is, as_trained, load_adapted
 from lightning_app.comparison.front import ScaledPoint
 from lightning_app.comparison.results import RunResult, over_targets
 from lightning_app.errors import UserError
@@ -115,7 +115,8 @@ def _has_room(device: torch.device, model: torch.nn.Module) -> bool:
 def _losses(checkpoint: str, config: JSON, data: GlotCCDataModule, scale: float, is_quantized: bool) -> Losses:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base, revision = config["model"]["base"], config["model"]["revision"]
-    adapted = load_adapted(checkpoint, base, revision, scale=scale, quantized_on=device if is_quantized else None)
+    load = as_trained(device) if is_quantized else as_it_is
+    adapted = load_adapted(checkpoint, base, revision, scale=scale, load=load)
     if not is_quantized and not _has_room(device, adapted.model):
         device = torch.device("cpu")  # which is why it was quantised
     model = on_device(adapted.model, device)

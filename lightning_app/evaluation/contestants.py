@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_app.adapted import Adaptation, AdaptedModel, load_adapted
+from lightning_app.adapted import Adaptation, AdaptedModel, as_trained, load_adapted
 from lightning_app.errors import UserError
 from lightning_app.files import JSON, load_checkpoint
 from lightning_app.identity import ModelIdentity
@@ -81,7 +81,7 @@ def find_contest(source: Path, cache_dir: Path, device: torch.device, limit: int
     scores = folder.scores.with_name(f"{folder.scores.name}{trial}")
 
     def load(scale: float) -> AdaptedModel:
-        return _on(device, load_adapted(checkpoint, scale=scale, quantized_on=device))
+        return _on(device, load_adapted(checkpoint, scale=scale, load=as_trained(device)))
 
     contestants = [Contestant(name, lambda: load(1.0), scores, identity)]
     if is_adapted:

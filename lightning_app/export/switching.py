@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_app.adapted import Adaptation, load_adapted
+from lightning_app.adapted import Adaptation, as_trained, load_adapted
 from lightning_app.export.source import Source
 from lightning_app.files import load_checkpoint
 from lightning_app.identity import ModelIdentity
@@ -134,7 +134,7 @@ class BaseAndAdapted:
 
     @classmethod
     def _of_checkpoint(cls, source: Source, adaptation: Adaptation, device: torch.device) -> "BaseAndAdapted":
-        base = load_adapted(source.paths[0], source.base, source.revision, scale=0.0, quantized_on=device)
+        base = load_adapted(source.paths[0], source.base, source.revision, scale=0.0, load=as_trained(device))
         model, neurons = _on(base.model, device), adaptation.neurons
         weights = load_checkpoint(source.paths[0], is_mapped=True)["state_dict"]
 
