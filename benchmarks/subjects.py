@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from datamodules.chunking import batch_documents
 from lightning_app.files import JSON
 from lightning_app.methods.method import Attached, Calibration
 from lightning_app.methods.registry import build_method
@@ -98,7 +99,7 @@ def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor
 
 def _with(
     model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, optimizer: Optimizer | None,
-    attached: Attached | None, seen: Callable[[], dict[str, Tensor]] = dict,
+    attached: Attached | None, seen: Callable[[], dict[str, Tensor | int]] = dict,
 ) -> Subject:  # fmt: skip
     def loss() -> Tensor:
         embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
@@ -167,10 +168,12 @@ def _method(
         if is_compiled:
             compile_layers(model, attached)
         optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
-        positions = (torch.arange(ids.shape[1], device=ids.device) % _DOCUMENT).expand_as(ids)
+        positions = (torch.arange(ids.shape[1]) % _DOCUMENT).expand_as(ids)
+        batch = batch_documents([*torch.stack((ids.cpu(), positions), dim=1)])
+        documents = [batch[key].to(ids.device) if is_apart else None for key in ("position_ids", "bounds")]
 
-        def seen() -> dict[str, Tensor]:  # as in every step: the mask is another for every batch
-            inputs = seen_within_documents(model, ids, positions if is_apart else None)
+        def seen() -> dict[str, Tensor | int]:  # as in every step: the mask is another for every batch
+            inputs = seen_within_documents(model, ids, *documents)
             return {key: value for key, value in inputs.items() if key != "input_ids"}
 
         return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, attached, seen)

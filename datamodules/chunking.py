@@ -147,10 +147,13 @@ def pad_batch(sequences: list[Tensor], padding: int) -> dict[str, Tensor]:
 
 
 def batch_documents(blocks: list[Tensor]) -> dict[str, Tensor]:
-    """Returns ``input_ids``, ``position_ids`` and ``labels`` of `DocumentBlocks`, (B, T) each.
+    """Returns ``input_ids``, ``position_ids`` and ``labels`` of `DocumentBlocks`, (B, T) each, and ``bounds``.
 
-    The label of a document's first token is -100: nothing of the document is there to predict it from.
+    Bounds are where documents begin in the batch row after row, and where it ends, int32 (documents + 1,). The label
+    of a document's first token is -100: nothing of the document is there to predict it from.
     """
     ids_BT, positions_BT = torch.stack(blocks).unbind(1)
     labels_BT = ids_BT.masked_fill(positions_BT == 0, IGNORED)
-    return {"input_ids": ids_BT, "position_ids": positions_BT, "labels": labels_BT}
+    bounds = torch.cat(((positions_BT.flatten() == 0).nonzero().flatten(), torch.tensor([ids_BT.numel()])))
+    documents = {"position_ids": positions_BT, "bounds": bounds.to(torch.int32)}
+    return {"input_ids": ids_BT, "labels": labels_BT, **documents}

@@ -1,10 +1,12 @@
 """What every method promises, whichever it is."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
 import torch
 
+from lightning_app.methods.adamw import FusedAdamW
 from lightning_app.methods.method import Calibration
 from lightning_app.methods.registry import METHODS, build_method
 from lightning_app.model.base import base_without_weights
@@ -180,3 +182,27 @@ def test_unknown_methods_and_keys_are_refused_by_name():
         build_method("subnetwork", {"projections": ()})
     with refusal(r"model.rank is 8, but --model.method ia3 has no such key; it is one of lora"):
         build_method("ia3", {"rank": 8, "projections": ["gate", "up", "down"]})
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_steps_are_those_of_plain_adamw_whatever_the_layouts_of_weights_and_states(is_fused):
+    """Fused kernels read memory in its own order: states from a file must lie as their weight does."""
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn(6, 3, 4, dtype=torch.float64, generator=generator)
+    ends = {}
+    for kind in ("plain", "fused"):
+        weight = torch.nn.Parameter(torch.arange(12.0, dtype=torch.float64).reshape(4, 3).t())  # column-major
+        plain = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.1, fused=False)
+        optimizer = plain if kind == "plain" else FusedAdamW([weight], 1e-2, 0.1, (0.9, 0.999))
+        for step, grad in enumerate(grads):
+            weight.grad = torch.empty_like(weight).copy_(grad)
+            optimizer.step()
+            if step == 2:
+                saved = optimizer.state_dict()
+                for states in saved["state"].values():
+                    states.update({key: states[key].clone(memory_format=torch.contiguous_format) for key in states})
+                saved["param_groups"][0]["fused"] = is_fused if kind == "fused" else False  # by whichever it was saved
+                optimizer.load_state_dict(copy.deepcopy(saved))
+        ends[kind] = weight.detach()
+    assert optimizer.param_groups[0]["fused"]
+    torch.testing.assert_close(ends["fused"], ends["plain"], rtol=0, atol=1e-14)

@@ -1,8 +1,11 @@
 """Packed text as models read it: documents between their special tokens, budgets, samples."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from datamodules.chunking import DocumentBlocks, PackedBlocks, batch_documents, cut_blocks, usable_tokens
 from datamodules.token_cache import TokenCache
@@ -105,33 +108,79 @@ def test_a_sample_is_the_first_of_the_text_packed_as_in_training(tokenizer, tmp_
         corpus.sample(LATIN, 1, 10**6)
 
 
-@pytest.mark.parametrize("is_unmasked", [False, True])
+@pytest.fixture(params=["masks", "one mask", "bounds"])
+def way_to_attend(request, monkeypatch):
+    """Masks as transformers makes them, one for all layers, or the bounds of documents, for kernels that take them.
+
+    torch's kernel is for a GPU alone; here its entrance leads to a plain loop over documents.
+    """
+    if request.param == "bounds":
+        varlen._varlen_attn.register_kernel("cpu")(attend_by_documents)
+        varlen._varlen_attn_backward.register_kernel("cpu")(gradients_by_documents)
+        monkeypatch.setattr("lightning_app.model.attention.takes_bounds", lambda model, device: True)
+    return (lambda model: model) if request.param == "masks" else attend_without_masks
+
+
+def shares_of(query, key, scale):
+    """Returns how much a token takes of each, causally, (heads, tokens, tokens), and the keys that its heads see."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    is_later = torch.ones(len(query), len(query), dtype=torch.bool).triu(1)
+    return scores.masked_fill(is_later, -torch.inf).softmax(-1), key
+
+
+def attend_by_documents(query, key, value, bounds, _, longest, __, is_causal, scale, window, enable_gqa, *options):
+    """Returns what torch's kernel returns, (tokens, heads, size), by its meaning."""
+    assert (is_causal, list(window), enable_gqa, bounds.dtype) == (True, [-1, 0], True, torch.int32)
+    assert int(bounds.diff().max()) <= longest
+    found = []
+    for first, stop in pairwise(bounds.tolist()):
+        shares, _ = shares_of(query[first:stop], key[first:stop], scale)
+        of_heads = value[first:stop].repeat_interleave(query.shape[1] // value.shape[1], 1)
+        found.append(torch.einsum("hqk,khd->qhd", shares, of_heads))
+    return torch.cat(found), query.new_zeros(query.shape[1], len(query)), torch.zeros(2, dtype=torch.uint64)
+
+
+def gradients_by_documents(grad, query, key, value, out, _, bounds, *options):
+    scale, groups, found = options[-2], query.shape[1] // key.shape[1], []
+    for first, stop in pairwise(bounds.tolist()):
+        rows, of_out = slice(first, stop), grad[first:stop]
+        shares, keys = shares_of(query[rows], key[rows], scale)
+        of_shares = torch.einsum("qhd,khd->hqk", of_out, value[rows].repeat_interleave(groups, 1))
+        of_scores = scale * shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True))
+        of_keys = torch.einsum("hqk,qhd->khd", of_scores, query[rows]), torch.einsum("hqk,qhd->khd", shares, of_out)
+        of_keys = (each.unflatten(1, (-1, groups)).sum(2) for each in of_keys)
+        found.append((torch.einsum("hqk,khd->qhd", of_scores, keys), *of_keys))
+    return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_loss_of_a_block_is_that_of_its_documents_alone(architecture, is_unmasked):
-    """Against transformers' own loss of every document, in fp32, where attention has masks and where it has none."""
-    model = tiny_model(architecture).eval()
-    if is_unmasked:
-        attend_without_masks(model)
+def test_the_loss_of_a_block_is_that_of_its_documents_alone(architecture, way_to_attend):
+    """Against transformers' own loss of every document, in fp32, and its gradient with respect to the embeddings."""
+    model = way_to_attend(tiny_model(architecture).eval())
     require_documents_apart(model)
+    model.get_input_embeddings().weight.requires_grad_()
     generator = torch.Generator().manual_seed(0)
     lengths = [[5, 1, 17, 7], [2, 20, 8]]
     rows = [[torch.randint(3, 97, (n,), generator=generator) for n in of_row] for of_row in lengths]
     batch = batch_documents(
         [torch.stack((torch.cat(row), torch.cat([torch.arange(len(document)) for document in row]))) for row in rows]
     )
-    with torch.no_grad():
-        expected = sum(
-            float(model(input_ids=document[None], labels=document[None]).loss) * (len(document) - 1)
-            for row in rows
-            for document in row
-            if len(document) > 1
-        )
-        inputs = seen_within_documents(model, batch["input_ids"], batch["position_ids"])
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-        labels = batch["labels"][:, 1:]
-        found = token_loss_sum(hidden[:, :-1], OutputHead.of(model), labels)
+    expected = sum(
+        model(input_ids=document[None], labels=document[None]).loss * (len(document) - 1)
+        for row in rows
+        for document in row
+        if len(document) > 1
+    )
+    inputs = seen_within_documents(model, batch["input_ids"], batch["position_ids"], batch["bounds"])
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    found = token_loss_sum(hidden[:, :-1], OutputHead.of(model), labels)
     assert int((labels != IGNORED).sum()) == sum(n - 1 for of_row in lengths for n in of_row)
-    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    weight = model.get_input_embeddings().weight
+    of_blocks, of_documents = (torch.autograd.grad(loss, weight)[0] for loss in (found, expected))
+    torch.testing.assert_close(of_blocks, of_documents, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused(monkeypatch):

@@ -170,7 +170,7 @@ def test_an_adapter_on_four_bits_trains_as_peft_alone_trains_it(tmp_path, method
         @staticmethod
         def optimizer(lr, decay, betas):
             trained = [weight for weight in alone.parameters() if weight.requires_grad]
-            return torch.optim.AdamW(trained, lr=lr, weight_decay=decay, betas=betas)
+            return torch.optim.AdamW(trained, lr=lr, weight_decay=decay, betas=betas, fused=True)
 
         @staticmethod
         def after_step():

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -175,12 +174,9 @@ def test_a_broken_base_ends_all_processes_with_one_line(workplace, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_end_saves_and_goes_on(workplace):
     """Ctrl-C and SIGTERM save by all processes together, whichever was told."""
-    keys = {**METHODS["full"], "data__token_budget": 80_000, "trainer__validate_every": 1000}
+    keys = {**METHODS["full"], "data__token_budget": 80_000, "trainer__validate_every": 5}
     process = start(part(workplace, "asked", **keys), PYTHONUNBUFFERED="1")
-    for line in process.stdout:
-        if "steps of" in line:
-            break
-    time.sleep(1)
+    next(line for line in process.stdout if line.startswith("step 5"))
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 143, said

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
+from lightning_app.methods.adamw import MaskedAdamW
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.ffn import GatedFFN, Projection
 from lightning_app.model.neuron_rows import widen
@@ -99,45 +100,6 @@ class MaskedEngine(NeuronTraining):
         """Raises `RuntimeError` where a hook did not reach a gradient."""
         for linear, mask in self._masks:
             require_masked(linear.weight.grad, mask)
-
-
-class MaskedAdamW(AdamW):
-    """AdamW whose decoupled weight decay reaches only the masked entries; an entry without gradient does not move.
-
-    Args:
-        weights: What is stepped.
-        masks: Of each weight, what of it is trained; broadcast over what is here of it. None where all of it is.
-        lr: Learning rate.
-        weight_decay: Of what is trained.
-        betas: Of AdamW.
-    """
-
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        masks: Sequence[Tensor | None],
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-    ) -> None:
-        super().__init__(weights, lr=lr, weight_decay=0.0, betas=betas)
-        self._masks, self._decay = list(masks), weight_decay
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Makes one step. The closure, which computes the gradients, runs before any weight moves."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            shrink = 1 - group["lr"] * self._decay
-            for weight, mask in zip(group["params"], self._masks, strict=True):
-                with torch.no_grad():
-                    here = local(weight)
-                    shrunk = here * shrink
-                    here.copy_(shrunk if mask is None else torch.where(mask.to(here.device), shrunk, here))
-        super().step()
-        return loss
 
 
 def masking(mask: Tensor) -> Callable[[Tensor], Tensor]:

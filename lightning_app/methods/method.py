@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.methods.adamw import FusedAdamW
 from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import PROJECTIONS, Projection, find_gated_ffns
 from lightning_app.model.shards import like, local
@@ -125,7 +126,7 @@ class Attached(nn.Module, ABC):
 
     def optimizer(self, lr: float, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
         """Returns AdamW; weight decay reaches nothing that is not trained."""
-        return AdamW(self.trained(), lr=lr, weight_decay=weight_decay, betas=betas)
+        return FusedAdamW(self.trained(), lr, weight_decay, betas)
 
     def after_step(self) -> None:
         """Brings the live weights up to date, where they are not what the optimiser steps."""

@@ -10,7 +10,7 @@ The neurons of a quantised base stand beside its matrices instead; see `lightnin
 Shape suffixes: T tokens, D hidden size, N neurons per layer, S selected neurons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 from lightning_app.methods.method import NeuronTraining, Weights
 from lightning_app.model.beside import NeuronsBeside
 from lightning_app.model.ffn import GatedFFN, Projection
-from lightning_app.model.neuron_rows import NeuronRows, gated, gated_gradients, in_rows_dtype, row_gradients
+from lightning_app.model.neuron_rows import NeuronRows, gated, gated_gradients, in_rows_dtype, rounded, row_gradients
+from lightning_app.model.shards import VectorPlace
 from lightning_app.neurons.neuron_set import NeuronSet
 
 
@@ -84,10 +85,13 @@ class _PackedFFN(torch.autograd.Function):
 
 class _PackedRows(NeuronRows):
     function = _PackedFFN
+    _found: tuple[torch.device, dict[str, VectorPlace]] | None = None
 
-    def write_back(self) -> None:
-        for projection, rows in self.named_parameters():
-            self._ffn.write(projection, self.neurons, rows.detach())
+    def places(self) -> Mapping[str, tuple[Tensor, VectorPlace]]:
+        device = self.neurons.device
+        if self._found is None or self._found[0] != device:
+            self._found = device, {name: self._ffn.place(name, self.neurons) for name, _ in self.named_parameters()}
+        return {name: (self._ffn.linear(name).weight, place) for name, place in self._found[1].items()}
 
 
 class PackedEngine(NeuronTraining):
@@ -143,5 +147,12 @@ class PackedEngine(NeuronTraining):
         self.after_step()
 
     def after_step(self) -> None:
-        for packed in self._stepped:
-            packed.write_back()
+        """Rounds the rows of all layers at once, and writes them into the matrices."""
+        written = [
+            (weight, place, rows.get_parameter(name).detach())
+            for rows in self._stepped
+            for name, (weight, place) in rows.places().items()
+        ]
+        vectors = rounded([(vectors, weight.dtype) for weight, _, vectors in written])
+        for (weight, place, _), own in zip(written, vectors, strict=True):
+            place.write(weight, own)

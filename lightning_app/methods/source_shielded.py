@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
+from lightning_app.methods.adamw import MaskedAdamW
 from lightning_app.methods.dense import DenseMethod, DenseTraining
-from lightning_app.methods.masked import MaskedAdamW, mask_gradients, masking, require_masked
+from lightning_app.methods.masked import mask_gradients, masking, require_masked
 from lightning_app.methods.method import Attached, Calibration, Weights
 from lightning_app.model.layers import decoder_layers, names_of
 from lightning_app.model.shards import summed_over_rows

@@ -1,11 +1,16 @@
-"""How the tokens of a batch see one another: causal by themselves, behind masks, or within their documents."""
+"""How the tokens of a batch see one another: causal by themselves, behind masks, or within their documents.
+
+Shape suffixes: B sequences, T tokens, H heads, d their size.
+"""
 
 import contextlib
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -22,7 +27,7 @@ def attend_without_masks(model: PreTrainedModel) -> PreTrainedModel:
     """
     config = model.config.get_text_config()
     if config._attn_implementation == "sdpa" and getattr(config, "sliding_window", None) is None:
-        AttentionInterface.register(_CAUSAL, sdpa_attention_forward)  # and no mask function
+        AttentionInterface.register(_CAUSAL, _attend)  # and no mask function
         model.set_attn_implementation(_CAUSAL)
     return model
 
@@ -38,38 +43,98 @@ def attend_with_masks(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def seen_within_documents(model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor | None) -> dict[str, Tensor]:
-    """Returns what a model is called with for attention that ends where a document begins, at position 0.
+def seen_within_documents(
+    model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor | None, bounds: Tensor | None
+) -> dict[str, Tensor | int]:
+    """Returns what a model is called with for attention that ends where a document begins.
 
-    transformers makes masks from the positions, anew for every layer's kernel, and waits for the device to do so. Where
-    attention is causal by itself, one mask does for all layers: (B, 1, T, T), 0 or -inf. Without positions, a token
-    sees all that stands before it.
+    transformers makes masks from the positions, anew for every layer's kernel, and waits for the device to do so; with
+    a mask, attention leaves its fastest kernels and looks at pairs of tokens that do not see one another, which at 4k
+    tokens takes as long as all else. So kernels that take the bounds of documents get those. Elsewhere, where attention
+    is causal by itself, one mask does for all layers: (B, 1, T, T), 0 or -inf.
+
+    Args:
+        model: What is called.
+        ids_BT: Its input.
+        positions_BT: Of the tokens in their documents; None where a token sees all that stands before it.
+        bounds: Where documents begin in the batch row after row, and where it ends, int32 (documents + 1,).
     """
-    if positions_BT is None:
+    if positions_BT is None or bounds is None:
         return {"input_ids": ids_BT}
-    inputs = {"input_ids": ids_BT, "position_ids": positions_BT}
-    if model.config.get_text_config()._attn_implementation != _CAUSAL:
+    inputs: dict[str, Tensor | int] = {"input_ids": ids_BT, "position_ids": positions_BT}
+    T, kind = ids_BT.shape[1], model.config.get_text_config()._attn_implementation
+    if "flash_attention" in kind or (kind == _CAUSAL and takes_bounds(model, ids_BT.device)):
+        # The longest document is not longer than a row; to know more, one would wait for the device.
+        return inputs | {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": T, "max_length_k": T}
+    if kind != _CAUSAL:
         return inputs
-    T = ids_BT.shape[1]
     document_BT = (positions_BT == 0).cumsum(1)
     seen_BTT = (document_BT[:, :, None] == document_BT[:, None]).tril()
     mask_BTT = torch.zeros((len(ids_BT), T, T), dtype=model.dtype, device=ids_BT.device)
-    return {**inputs, "attention_mask": mask_BTT.masked_fill_(~seen_BTT, -torch.inf).unsqueeze(1)}
+    return inputs | {"attention_mask": mask_BTT.masked_fill_(~seen_BTT, -torch.inf).unsqueeze(1)}
+
+
+def takes_bounds(model: PreTrainedModel, device: torch.device) -> bool:
+    """Tells whether torch's own flash attention can be given the bounds of documents for a model on a device."""
+    config = model.config.get_text_config()
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+        and model.dtype in (torch.bfloat16, torch.float16)
+        and head_size <= 256
+        and head_size % 8 == 0
+        and getattr(config, "v_head_dim", None) in (None, head_size)
+        and not getattr(config, "attention_dropout", 0)
+    )
+
+
+def _attend(
+    module: nn.Module,
+    query_BHTd: Tensor,
+    key_BHTd: Tensor,
+    value_BHTd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attends as transformers does through torch, or within the bounds of documents where they are given."""
+    if cu_seq_lens_q is None or max_length_q is None:
+        return sdpa_attention_forward(
+            module, query_BHTd, key_BHTd, value_BHTd, attention_mask, scaling=scaling, **options
+        )
+    B, _, T, _ = query_BHTd.shape
+    device = query_BHTd.device.type
+    # What autocast does for torch's attention, of which this is another entrance.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value_BHTd.dtype
+    query, key, value = (each.transpose(1, 2).flatten(0, 1).to(dtype) for each in (query_BHTd, key_BHTd, value_BHTd))
+    bounds, longest, causal = cu_seq_lens_q, max_length_q, (-1, 0)
+    out = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=causal, enable_gqa=True
+    )
+    return cast(Tensor, out).unflatten(0, (B, T)), None
 
 
 @torch.no_grad()
 def require_documents_apart(model: PreTrainedModel) -> None:
     """Raises `UserError` where tokens of a model see other documents for all that; costs a forward of a few tokens."""
     base: Any = model.base_model
-    is_training, ids = model.training, torch.arange(16, device=model.device).unsqueeze(0)
+    is_training, device = model.training, model.device
+    ids = torch.arange(32, device=device).view(2, 16)
+    bounds = torch.arange(0, 33, 8, dtype=torch.int32, device=device)
     cast(nn.Module, model).eval()
     with torch.compiler.set_stance("force_eager"):
         alone, apart, joined = (
             base(**inputs, use_cache=False).last_hidden_state[:, -8:].float()
             for inputs in (
-                seen_within_documents(model, ids[:, 8:], None),
-                seen_within_documents(model, ids, ids % 8),
-                seen_within_documents(model, ids, None),
+                seen_within_documents(model, ids[:, 8:], None, None),
+                seen_within_documents(model, ids, ids % 8, bounds),
+                seen_within_documents(model, ids, None, None),
             )
         )
     cast(nn.Module, model).train(is_training)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_app.errors import UserError
 from lightning_app.model.quantized import is_quantized, product_dtype, unquantized
-from lightning_app.model.shards import gathered, vectors_of, write_vectors
+from lightning_app.model.shards import VectorPlace, gathered, vectors_of
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -80,7 +80,8 @@ class GatedFFN:
                 return beside.detach().clone()
             index = self.rows_of(projection, neurons)
             return unquantized(self.linear(projection)).vectors(int(projection == "down"), index)
-        return self.take(projection, neurons, self.linear(projection).weight).detach().clone()
+        vectors = self.take(projection, neurons, self.linear(projection).weight).detach()
+        return vectors.clone(memory_format=torch.contiguous_format)
 
     def take(self, projection: str, neurons: Tensor, matrix: Tensor) -> Tensor:
         """Returns the neurons' vectors, (neurons, D), of a matrix in a projection's place: its weight or gradient."""
@@ -98,8 +99,13 @@ class GatedFFN:
                 raise RuntimeError(f"layer {self.layer} is quantised, and these neurons do not stand beside it")
             beside.copy_(vectors)
             return
-        weight, index = self.linear(projection).weight, self.rows_of(projection, neurons)
-        write_vectors(weight, int(projection == "down"), index, vectors.to(weight.dtype))
+        weight = self.linear(projection).weight
+        self.place(projection, neurons).write(weight, vectors.to(weight.dtype))
+
+    def place(self, projection: str, neurons: Tensor) -> VectorPlace:
+        """Returns where the neurons' vectors are written in a projection's matrix, to be kept by who writes often."""
+        index = self.rows_of(projection, neurons)
+        return VectorPlace(self.linear(projection).weight, int(projection == "down"), index)
 
     def _beside(self, projection: str, neurons: Tensor) -> Tensor | None:
         """Returns the neurons' own rows, (neurons, D), where just they stand beside a quantised matrix."""

@@ -3,7 +3,7 @@
 Shape suffixes: N neurons per layer, D hidden size, S selected neurons.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lightning_app.model.ffn import GatedFFN, Projection
+from lightning_app.model.shards import VectorPlace
 
 
 class NeuronRows(nn.Module):
@@ -44,13 +45,23 @@ class NeuronRows(nn.Module):
         rows = [self._parameters.get(projection) for projection in ("gate", "up", "down")]
         return self.function.apply(x, *rows, self._ffn, self.neurons)
 
-    def write_back(self) -> None:
-        """Brings the FFN's own matrices up to date, where it computes with them."""
+    def places(self) -> Mapping[str, tuple[Tensor, VectorPlace]]:
+        """Returns the matrix that each projection's rows are written into, and where; none where they compute."""
+        return {}
 
 
 def in_rows_dtype(tensor: Tensor) -> Tensor:
     """Returns a tensor in the dtype that rows of its kind are trained in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def rounded(vectors: Sequence[tuple[Tensor, torch.dtype]]) -> list[Tensor]:
+    """Returns tensors in the dtypes that go with them, all that have another by one call."""
+    found = [own if own.dtype == dtype else torch.empty_like(own, dtype=dtype) for own, dtype in vectors]
+    pairs = [(new, old) for new, (old, _) in zip(found, vectors, strict=True) if new is not old]
+    if pairs:
+        torch._foreach_copy_([new for new, _ in pairs], [old for _, old in pairs])
+    return found
 
 
 def widen(linear: nn.Linear) -> None:

@@ -95,17 +95,31 @@ def summed_over_rows(matrix: Tensor, change: Callable[[Tensor], Tensor]) -> Tens
     return total
 
 
-@torch.no_grad()
-def write_vectors(matrix: Tensor, dim: int, index: Tensor, vectors: Tensor) -> None:
-    """Writes vectors, (k, D), of the matrix's dtype into its rows or columns, in place: into what of it is here."""
-    rows, part = rows_of(matrix), local(matrix)
-    if dim:
-        part.index_copy_(1, index, vectors[:, rows.start : rows.stop].t())
-    elif isinstance(matrix, DTensor):
-        is_here = (index >= rows.start) & (index < rows.stop)
-        part.index_copy_(0, index[is_here] - rows.start, vectors[is_here])
-    else:
-        part.index_copy_(0, index, vectors)
+class VectorPlace:
+    """Where vectors of a matrix lie in what this process holds of it.
+
+    Of a sharded one, finding that out waits for the device; writing does not.
+
+    Args:
+        matrix: Whole or sharded.
+        dim: 0 for rows, 1 for columns.
+        index: Which, (k,).
+    """
+
+    def __init__(self, matrix: Tensor, dim: int, index: Tensor) -> None:
+        rows, self._dim, self._index = rows_of(matrix), dim, index
+        self._own: slice | Tensor = slice(rows.start, rows.stop) if dim else slice(None)
+        if not dim and isinstance(matrix, DTensor):
+            self._own = ((index >= rows.start) & (index < rows.stop)).nonzero().squeeze(1)
+            self._index = index[self._own] - rows.start
+
+    @torch.no_grad()
+    def write(self, matrix: Tensor, vectors: Tensor) -> None:
+        """Writes vectors, (k, D), of the matrix's dtype in place."""
+        if self._dim:
+            local(matrix).index_copy_(1, self._index, vectors[:, self._own].t())
+        else:
+            local(matrix).index_copy_(0, self._index, vectors[self._own])
 
 
 @contextmanager
