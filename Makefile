@@ -54,7 +54,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks --out benchmarks/results/cpu.json
 
 bench-gpu: .venv/ready
-	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json --suites train_step \
+	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu.json --suites train_step,operations \
 		--settings llama-8b:2x512@0.0131,llama-8b:1x4096@0.0131,llama-8b:8x512@0.0131 \
 		--variants packed,documents,packed_compiled,lora,lora_compiled,clone,masked
 	$(BIN)/python -m benchmarks --device cuda --out benchmarks/results/gpu-nf4.json --suites train_step \

@@ -47,7 +47,7 @@ def main() -> None:
             results += apart.submit(measure, name, piece).result()
         report = {"machine": machine(torch.device(args.device)), "settings": settings, "results": as_rows(results)}
         write_json(args.out, report)  # after each, for a machine that is lent for less time than all of them take
-    print(table([result for result in results if not result.benchmark.startswith("scaling")]))
+    print(table([result for result in results if not result.benchmark.startswith(("scaling", "operations"))]))
     print(f"written to {args.out}")
     if plot := draw_scaling(results, args.out.with_name(f"{args.out.stem}-scaling.png")):
         print(f"written to {plot}")

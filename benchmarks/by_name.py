@@ -31,6 +31,10 @@ def _train_step(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     return [result for result in found if args.is_first or result.variant != "frozen"]
 
 
+def _operations(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
+    return suites.operations(suites.Setting.parse(args.settings), device, dtype)
+
+
 def _plan(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> list[Result]:
     return suites.plan(suites.Setting.parse(args.settings), device, dtype)
 
@@ -51,7 +55,7 @@ def pieces(suite: str, args: argparse.Namespace) -> Iterator[argparse.Namespace]
     A part is one model and batch, and of the ways to train some that take turns, the bound among each: all of them at
     once would need more than 24 GiB at 95 M parameters.
     """
-    key = {"train_step": "settings", "plan": "settings", "profiling": "profiling"}.get(suite)
+    key = {"train_step": "settings", "operations": "settings", "plan": "settings", "profiling": "profiling"}.get(suite)
     every = getattr(args, key).split(",") if key is not None else [""]
     ways = [each for each in dict.fromkeys(args.variants.split(",")) if each != "frozen"]
     starts = range(0, max(1, len(ways)), _AT_ONCE) if suite == "train_step" else [0]
@@ -62,6 +66,7 @@ def pieces(suite: str, args: argparse.Namespace) -> Iterator[argparse.Namespace]
 
 SUITES: dict[str, Callable[[argparse.Namespace, torch.device, torch.dtype], list[Result]]] = {
     "train_step": _train_step,
+    "operations": _operations,
     "plan": _plan,
     "loss": lambda args, device, dtype: suites.loss(device, dtype, args.rounds),
     "profiling": _profiling,

@@ -57,10 +57,10 @@ def interleave(
     for turn in range(rounds):
         names = list(variants)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             variants[name]()
-            _wait(device)
+            wait_for(device)
             seconds[name].append(time.perf_counter() - start)
     results = []
     for name, values in seconds.items():
@@ -72,7 +72,8 @@ def interleave(
     return results
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Waits until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -132,7 +133,7 @@ def _processor() -> str:
 
 def table(results: list[Result]) -> str:
     """Returns the figures as text, ratios and sizes before seconds."""
-    width = max(len(r.benchmark) for r in results) + 2
+    width = max((len(r.benchmark) for r in results), default=0) + 2
     lines = [f"{'benchmark':<{width}}{'variant':<22}{'metric':<24}{'median':>12}{'low':>12}{'high':>12}  unit"]
     for r in sorted(results, key=lambda r: (r.benchmark, r.metric, r.median)):
         figures = "".join(f"{value:>12.4g}" for value in (r.median, r.low, r.high))

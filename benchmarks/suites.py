@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.autograd import DeviceType
 from torch.nn.functional import cross_entropy
+from torch.profiler import profile
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Result, interleave, peak_bytes, saved_bytes, summarise
+from benchmarks.measure import Result, interleave, peak_bytes, saved_bytes, summarise, wait_for
 from benchmarks.subjects import Subject, build_model, held_bytes, model_without_weights, released_shape, subjects
 from datamodules.chunking import cut_blocks, usable_tokens
 from datamodules.invented import write_hub
@@ -27,6 +29,7 @@ from lightning_app.planning.memory import Batches, simulate
 from lightning_app.profiling.counting import GateCounter
 
 _MIB = 2**20
+_OPERATIONS = 25
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,30 @@ def train_step(
     rate, _ = device_rate(device, dtype)
     rates = {"tokens_per_second": ("tokens/s", tokens), "share_of_limit": ("x", tokens * flop / rate)}
     return results + interleave(name, {n: way.step for n, way in ways.items()}, "frozen", rounds, device, rates)
+
+
+def operations(setting: Setting, device: torch.device, dtype: torch.dtype, steps: int = 3) -> list[Result]:
+    """Where the time of a step goes: the kernels of a GPU, or the operations of a CPU, that take the most, by name.
+
+    ``busy`` is their sum; what a step takes beyond that, a GPU waits for the program.
+    """
+    results = []
+    for name, way in _ways(setting, device, dtype, ["frozen", "packed", "documents"]).items():
+        way.step()
+        with profile() as found:
+            for _ in range(steps):
+                way.step()
+            wait_for(device)
+        on_gpu = device.type == "cuda"
+        kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        # On a GPU the program's operations have the time of their kernels, too.
+        events = [e for e in found.key_averages() if (e.device_type == DeviceType.CUDA) == on_gpu]
+        seconds = {e.key[:100]: getattr(e, kind) / 1e6 / steps for e in events if not e.is_user_annotation}
+        most = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_OPERATIONS]
+        title = f"operations {setting}"
+        results.append(summarise(title, name, "busy", "s", [sum(seconds.values())]))
+        results += [summarise(title, name, each, "s", [seconds[each]]) for each in most]
+    return results
 
 
 def _sizes(name: str, ways: dict[str, Subject], device: torch.device) -> list[Result]:

@@ -173,7 +173,12 @@ def test_activation_checkpointing_changes_nothing(engine):
 
 @pytest.mark.parametrize(
     ("architecture", "checkpointing"),
-    [("llama", False), ("llama", True), ("cohere", False), ("gemma2", False), ("phi3", False)],
+    [
+        ("llama", False),
+        ("llama", True),
+        ("gemma2", False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("cohere", "phi3")),
+    ],
 )
 def test_compiled_layers_have_no_graph_breaks_and_train_as_eager_ones(architecture, checkpointing):
     """Layer 1 is the first trained one, whose input needs no gradient; layer 2 passes gradients on."""

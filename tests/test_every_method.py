@@ -20,6 +20,7 @@ from lightning_app.run import RunFolder
 from tests.conftest import ROOT
 
 STEPS = 48
+ALIKE = ("random", "random_per_layer", "last_layers", "hft", "lora_all", "lora_matched", "shira")  # as others are
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,10 @@ def state(folder):
     return {**parts, "callbacks": callbacks}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name not in ALIKE else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_a_run_that_was_cut_short_goes_on_and_ends_bit_equal(workplace, name, capsys):
     """With an average of the weights and replay of another language beside it."""
     keys = {**keys_of(name), "model__ema": 0.9, "data__replay": '{"qab-Latn": 0.25}', "data__token_budget": 8192,

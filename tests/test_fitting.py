@@ -30,10 +30,13 @@ def setting(method="subnetwork", **changes):
     return Setting(own, neurons, Batches((4, 1024), (8, 512), (1, 4096)), False, None, **changes)
 
 
+FOUND = []
+
+
 @pytest.fixture
 def worked_out_once(monkeypatch):
     """Every setting is asked for its memory again and again."""
-    found, memory = [], Setting.memory
+    found, memory = FOUND, Setting.memory
 
     def once(self, model):
         key = replace(self, neurons=None)
@@ -63,6 +66,7 @@ def test_the_first_keys_that_fit_are_given_and_their_order_is_that_of_their_pric
     assert ("nf4" in " ".join(name for name, _ in tried)) == (method != "full")
 
 
+@pytest.mark.usefixtures("worked_out_once")
 def test_nothing_fits_a_card_that_is_too_small():
     said = advise(setting(), model, 1000.0, GPU)
     assert said.startswith("no key makes it fit: at the least it takes 0.0")

@@ -39,7 +39,7 @@ def positions_of(owners):
     return [owners[:place].count(owner) for place, owner in enumerate(owners)]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 40))])
 def test_packed_blocks_are_the_documents_between_their_special_tokens(seed, tmp_path):
     """Against a naive concatenation: empty documents, long ones, blocks of any size, with and without specials."""
     generator = np.random.default_rng(seed)

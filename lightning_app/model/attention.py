@@ -84,12 +84,17 @@ def takes_bounds(model: PreTrainedModel, device: torch.device) -> bool:
         and torch.backends.cuda.is_flash_attention_available()
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
-        and model.dtype in (torch.bfloat16, torch.float16)
+        and _dtype_on(device, model.dtype) in (torch.bfloat16, torch.float16)
         and head_size <= 256
         and head_size % 8 == 0
         and getattr(config, "v_head_dim", None) in (None, head_size)
         and not getattr(config, "attention_dropout", 0)
     )
+
+
+def _dtype_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Returns what attention computes in: autocast changes torch's usual entrance, not that with bounds."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 def _attend(
@@ -109,9 +114,7 @@ def _attend(
             module, query_BHTd, key_BHTd, value_BHTd, attention_mask, scaling=scaling, **options
         )
     B, _, T, _ = query_BHTd.shape
-    device = query_BHTd.device.type
-    # What autocast does for torch's attention, of which this is another entrance.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value_BHTd.dtype
+    dtype = _dtype_on(query_BHTd.device, value_BHTd.dtype)
     query, key, value = (each.transpose(1, 2).flatten(0, 1).to(dtype) for each in (query_BHTd, key_BHTd, value_BHTd))
     bounds, longest, causal = cu_seq_lens_q, max_length_q, (-1, 0)
     out = varlen_attn(

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import nn
@@ -101,8 +102,9 @@ def device_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return _measured_rate(device, dtype), f"measured rate of {str(dtype).removeprefix('torch.')} matrix products"
 
 
+@cache
 def _measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Returns the rate of a large square matrix product, the best of several; takes half a second."""
+    """Returns the rate of a large square matrix product, the best of several, once a process; takes half a second."""
     size = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
@@ -115,8 +117,9 @@ def _measured_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.
     return best
 
 
+@cache
 def _measured_bandwidth(device: torch.device, seconds: float = 0.2) -> float:
-    """Returns how fast a large array is read, the best of several."""
+    """Returns how fast a large array is read, the best of several, once a process."""
     array = torch.ones(1 << (25 if device.type == "cpu" else 28), device=device)
     best, until = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < until:

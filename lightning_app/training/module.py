@@ -243,7 +243,8 @@ class SparseSubnetModule(LightningModule):
         if self.checkpoint is None:
             self._at_work().calibrate(self._calibration())
         if self.data.chunking == "documents":
-            require_documents_apart(self.base.model)
+            with self._running.precision_plugin.forward_context():
+                require_documents_apart(self.base.model)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch of FLORES blocks to its language's loss."""
