@@ -169,11 +169,11 @@ def _method(
             compile_layers(model, attached)
         optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
         positions = (torch.arange(ids.shape[1]) % _DOCUMENT).expand_as(ids)
-        batch = batch_documents([*torch.stack((ids.cpu(), positions), dim=1)])
-        documents = [batch[key].to(ids.device) if is_apart else None for key in ("position_ids", "bounds")]
+        apart = batch_documents([*torch.stack((ids.cpu(), positions), dim=1)])
+        batch = {key: each.to(ids.device) for key, each in apart.items()} if is_apart else {"input_ids": ids}
 
         def seen() -> dict[str, Tensor | int]:  # as in every step: the mask is another for every batch
-            inputs = seen_within_documents(model, ids, *documents)
+            inputs = seen_within_documents(model, batch)
             return {key: value for key, value in inputs.items() if key != "input_ids"}
 
         return _with(model, model.base_model, OutputHead.of(model), ids, optimizer, attached, seen)

@@ -18,7 +18,8 @@ for package in (callbacks, datamodules, lightning_app):
     if Path(package.__file__).resolve().parent.parent != ROOT:
         pytest.exit(f"{package.__name__} was imported from {package.__file__}, not from this checkout", returncode=3)
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# One thread each, of processes that tests start too: as many tests run at a time as there are cores.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, PreTrainedModel  # noqa: E402

@@ -30,7 +30,7 @@ def test_documents_are_apart_by_their_bounds_as_by_a_mask(architecture, monkeypa
     for is_taken in (True, False):
         if not is_taken:
             monkeypatch.setattr("lightning_app.model.attention.takes_bounds", lambda model, device: False)
-        inputs = seen_within_documents(model, batch["input_ids"], batch["position_ids"], batch["bounds"])
+        inputs = seen_within_documents(model, batch)
         assert ("cu_seq_lens_q" in inputs) == is_taken
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
         loss = token_loss_sum(hidden[:, :-1], OutputHead.of(model), batch["labels"][:, 1:])

@@ -172,7 +172,7 @@ def test_the_loss_of_a_block_is_that_of_its_documents_alone(architecture, way_to
         for document in row
         if len(document) > 1
     )
-    inputs = seen_within_documents(model, batch["input_ids"], batch["position_ids"], batch["bounds"])
+    inputs = seen_within_documents(model, batch)
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
     found = token_loss_sum(hidden[:, :-1], OutputHead.of(model), labels)

@@ -24,13 +24,11 @@ class FusedAdamW(AdamW):
         betas: Of AdamW.
     """
 
-    # Lightning refuses to clip gradients before fused optimisers, which can undo the scaling of losses; none is scaled.
-    _step_supports_amp_scaling = False
-
     def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         is_fused = not any(weight.is_meta for weight in weights)
         super().__init__(weights, lr=lr, weight_decay=weight_decay, betas=betas, fused=is_fused)
-        self._step_supports_amp_scaling = False  # set by torch where it is fused
+        # Where torch sets it, Lightning refuses to clip, lest gradients be of a scaled loss; none is scaled here.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ Shape suffixes: B sequences, T tokens, H heads, d their size.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any, cast
 
@@ -43,9 +43,7 @@ def attend_with_masks(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def seen_within_documents(
-    model: PreTrainedModel, ids_BT: Tensor, positions_BT: Tensor | None, bounds: Tensor | None
-) -> dict[str, Tensor | int]:
+def seen_within_documents(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor | int]:
     """Returns what a model is called with for attention that ends where a document begins.
 
     transformers makes masks from the positions, anew for every layer's kernel, and waits for the device to do so; with
@@ -55,12 +53,13 @@ def seen_within_documents(
 
     Args:
         model: What is called.
-        ids_BT: Its input.
-        positions_BT: Of the tokens in their documents; None where a token sees all that stands before it.
-        bounds: Where documents begin in the batch row after row, and where it ends, int32 (documents + 1,).
+        batch: ``input_ids``, (B, T). Where documents are apart ``position_ids``, (B, T), in their documents, too, and
+            ``bounds``, where documents begin row after row, and where the last ends, int32 (documents + 1,).
     """
-    if positions_BT is None or bounds is None:
+    ids_BT = batch["input_ids"]
+    if "position_ids" not in batch:
         return {"input_ids": ids_BT}
+    positions_BT, bounds = batch["position_ids"], batch["bounds"]
     inputs: dict[str, Tensor | int] = {"input_ids": ids_BT, "position_ids": positions_BT}
     T, kind = ids_BT.shape[1], model.config.get_text_config()._attn_implementation
     if "flash_attention" in kind or (kind == _CAUSAL and takes_bounds(model, ids_BT.device)):
@@ -135,9 +134,9 @@ def require_documents_apart(model: PreTrainedModel) -> None:
         alone, apart, joined = (
             base(**inputs, use_cache=False).last_hidden_state[:, -8:].float()
             for inputs in (
-                seen_within_documents(model, ids[:, 8:], None, None),
-                seen_within_documents(model, ids, ids % 8, bounds),
-                seen_within_documents(model, ids, None, None),
+                seen_within_documents(model, {"input_ids": ids[:, 8:]}),
+                seen_within_documents(model, {"input_ids": ids, "position_ids": ids % 8, "bounds": bounds}),
+                seen_within_documents(model, {"input_ids": ids}),
             )
         )
     cast(nn.Module, model).train(is_training)

@@ -80,8 +80,7 @@ class GatedFFN:
                 return beside.detach().clone()
             index = self.rows_of(projection, neurons)
             return unquantized(self.linear(projection)).vectors(int(projection == "down"), index)
-        vectors = self.take(projection, neurons, self.linear(projection).weight).detach()
-        return vectors.clone(memory_format=torch.contiguous_format)
+        return self.take(projection, neurons, self.linear(projection).weight).detach().clone()
 
     def take(self, projection: str, neurons: Tensor, matrix: Tensor) -> Tensor:
         """Returns the neurons' vectors, (neurons, D), of a matrix in a projection's place: its weight or gradient."""

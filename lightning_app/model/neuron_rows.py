@@ -37,8 +37,8 @@ class NeuronRows(nn.Module):
         selected = torch.empty(0, dtype=torch.int64) if neurons is None else neurons
         self.register_buffer("neurons", selected.to(ffn.down.weight.device), persistent=False)
         for projection in projections if neurons is not None else ():
-            rows = ffn.read(projection, self.neurons)
-            self.register_parameter(projection, nn.Parameter(in_rows_dtype(rows)))
+            rows = in_rows_dtype(ffn.read(projection, self.neurons))
+            self.register_parameter(projection, nn.Parameter(rows.contiguous()))  # as their gradients are made
         ffn.module.forward = self.forward
 
     def forward(self, x: Tensor) -> Tensor:

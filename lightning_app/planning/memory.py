@@ -37,7 +37,7 @@ _HELD_BY_HEAP = 1.5
 class Batches:
     """Sequences, and tokens per sequence, of a batch of every phase; None where there is no profiling.
 
-    Documents that are apart take a mask in training.
+    Documents that are apart take a mask in training; that a GPU may do without one is not counted on.
     """
 
     training: tuple[int, int] = (2, 512)

@@ -188,8 +188,7 @@ class SparseSubnetModule(LightningModule):
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the last hidden states and the tokens they predict; position t predicts token t + 1."""
-        documents = batch.get("position_ids"), batch.get("bounds")
-        inputs = seen_within_documents(self.base.model, batch["input_ids"], *documents)
+        inputs = seen_within_documents(self.base.model, batch)
         # Outside training nothing is compiled: lengths vary there, and a loss must not depend on how it was trained.
         with torch.compiler.set_stance("default" if self.training else "force_eager"):
             hidden = self.base.model.base_model(**inputs, use_cache=False).last_hidden_state
