@@ -68,10 +68,14 @@ def test_what_was_trained_on_four_bits_is_measured_there_and_fits_the_base_as_it
     out = tmp_path / "whole"
     assert main(["export", f"--source={run.path}", "--to=hf", f"--out={out}", *workplace.keys()[1:]]) == 0
     said = capsys.readouterr().out
-    both = re.search(r"qah-Deva: (\S+) nats per token on the base as it is, (\S+) in nf4", said)
+    both = re.search(r"qah-Deva: (\S+) \((\S+)\) nats per token on the base as it is, (\S+) \((\S+)\) in nf4", said)
     assert both
-    assert float(both[2]) == pytest.approx(best, abs=1e-4)
-    assert float(both[1]) == pytest.approx(oracle_loss(workplace, plain.model, plain.tokenizer, TARGET), abs=1e-4)
+    base = load_adapted(run.path, scale=0.0)
+    here = [oracle_loss(workplace, each.model, each.tokenizer, TARGET) for each in (base, plain)]
+    there = run.record()["result"]["before"]["qah-Deva"][0], best
+    for found, (before, after) in ((both.groups()[:2], here), (both.groups()[2:], there)):
+        assert [float(each) for each in found] == pytest.approx([after, after - before], abs=2e-4)
+    assert ("warning: qah-Deva is worse on the base as it is" in said) == (here[1] > here[0])
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert torch.equal(logits(loaded), logits(plain.model))
     assert load_file(next(out.glob("*.safetensors")))

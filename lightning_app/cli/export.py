@@ -98,15 +98,25 @@ def _told_by_the_run(paths: Sequence[Path], scale: float) -> tuple[dict[str, str
 
 
 def _say_both_losses(folder: RunFolder, quantization: str) -> None:
-    """Says what a run's targets lose on the base as it is, beside what they lost on the quantised one in training."""
-    trained = folder.record().get("result", {}).get("best", {}).get("losses", {})
-    if not trained:  # a checkpoint by itself, or a run that has not ended
+    """Says what training changed for a run's targets on the base as it is, beside what it changed on the quantised one.
+
+    Part of what is trained on a quantised base makes good what its bits lost, and is of no use where nothing was lost.
+    """
+    result = folder.record().get("result", {})
+    before, trained = result.get("before", {}), result.get("best", {}).get("losses", {})
+    if not before or not trained:  # a checkpoint by itself, or a run that has not ended
         return
     say(f"measuring it on FLORES dev on the base as it is; it was trained on one in {quantization}")
-    plain = losses_on_base_as_it_is(folder)
+    base, adapted = losses_on_base_as_it_is(folder)
     for code in folder.record()["targets"]:
-        both = f"{plain[code][0]:.4f} nats per token on the base as it is, {trained[code][0]:.4f} in {quantization}"
-        say(f"{code}: {both}")
+        here, there = ((first[code][0], last[code][0]) for first, last in ((base, adapted), (before, trained)))
+        both = (f"{last:.4f} ({last - first:+.4f})" for first, last in (here, there))
+        say("{}: {} nats per token on the base as it is, {} in {}".format(code, *both, quantization))
+        if here[1] > here[0]:
+            say(
+                f"warning: {code} is worse on the base as it is than without the change, which makes good what "
+                f"{quantization} lost; train on the base as it is, or on one that loses less"
+            )
 
 
 def find_source(source: str | None, root: Path) -> Path:

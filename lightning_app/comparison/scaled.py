@@ -20,7 +20,7 @@ from lightning_app.model.loss import IGNORED, OutputHead, sequence_loss_sums
 from lightning_app.run import RunFolder
 from lightning_app.training.metrics import LanguageLoss, Losses
 
-_NOT_QUANTIZED = "not quantised"
+_BASE_NOT_QUANTIZED, _NOT_QUANTIZED = "base not quantised", "not quantised"
 
 
 def require_scales(scales: Sequence[float]) -> None:
@@ -43,13 +43,14 @@ def scaled_losses(folder: RunFolder, scales: Sequence[float]) -> dict[float, Los
     return {scale: found[f"{scale:g}"] for scale in scales}
 
 
-def losses_on_base_as_it_is(folder: RunFolder) -> Losses:
-    """Returns the losses on FLORES dev of what a run trained on a quantised base, put onto the base as it is.
+def losses_on_base_as_it_is(folder: RunFolder) -> tuple[Losses, Losses]:
+    """Returns the losses on FLORES dev of the base as it is, and with what a run trained on the quantised one.
 
     Raises:
         UserError: As `scaled_losses`.
     """
-    return _measured(folder, {_NOT_QUANTIZED: (1.0, False)})[_NOT_QUANTIZED]
+    found = _measured(folder, {_BASE_NOT_QUANTIZED: (0.0, False), _NOT_QUANTIZED: (1.0, False)})
+    return found[_BASE_NOT_QUANTIZED], found[_NOT_QUANTIZED]
 
 
 def _measured(folder: RunFolder, wanted: Mapping[str, tuple[float, bool]]) -> dict[str, Losses]:
