@@ -75,6 +75,8 @@ def test_validate_without_arguments_reports_the_best_checkpoints_number(workplac
     named = re.search(r"loss([\d.]+)\.ckpt", best(folder).name)[1]
     assert "newest run" in output
     assert re.search(rf"^qah-Deva +{named} ", output, re.MULTILINE)
+    assert main(["validate", "--run_dir", str(workplace.folder / "runs"), "--config", "hardware/cpu.yaml"]) == 0
+    assert re.search(rf"^qah-Deva +{named} ", capsys.readouterr().out, re.MULTILINE)
     model = AutoModelForCausalLM.from_pretrained(workplace.folder / "runs/base/model")
     tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "runs/base/model")
     base_loss = oracle_loss(workplace, model, tokenizer, TARGET)

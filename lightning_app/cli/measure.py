@@ -7,6 +7,7 @@ from callbacks.console import Console
 from callbacks.predictions import WritePredictions
 from callbacks.retention import Retention
 from lightning_app.adapted import Adaptation
+from lightning_app.cli.configurations import CONFIGS
 from lightning_app.cli.lightning_cli import NeuroglotCLI
 from lightning_app.cli.verb import Verb, say
 from lightning_app.errors import UserError
@@ -122,12 +123,20 @@ def _require_same_neurons(checkpoint: Path, module: SparseSubnetModule, path: Pa
 
 def _add_newest_run(arguments: list[str]) -> list[str]:
     """Returns the arguments with the newest run filled in where they name no model at all."""
-    if any(argument.split("=")[0].split(".")[0] in _NAMING for argument in arguments):
+    if any(_names_model(*pair) for pair in zip(arguments, [*arguments[1:], ""], strict=True)):
         return arguments
     folder = RunFolder.newest(Path(_value("--run_dir", arguments) or "runs"))
     checkpoint = folder.best_checkpoint()
     say(f"newest run {folder}, checkpoint {checkpoint.name if checkpoint else ''}")
     return ["--config", str(folder.config), "--ckpt_path", str(checkpoint), *arguments]
+
+
+def _names_model(argument: str, following: str) -> bool:
+    """Tells whether an argument names a model; a configuration of hardware/ says on what it runs, and not which."""
+    key, is_joined, value = argument.partition("=")
+    if key == "--config" and Path(value if is_joined else following).resolve().parent == CONFIGS / "hardware":
+        return False
+    return key.split(".")[0] in _NAMING
 
 
 def of_run(arguments: list[str], key: str = "--source") -> list[str]:
