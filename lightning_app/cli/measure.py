@@ -1,6 +1,7 @@
 """``validate``, ``test`` and ``predict``: an adapted model, or a base as it is."""
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 from callbacks.console import Console
@@ -123,7 +124,7 @@ def _require_same_neurons(checkpoint: Path, module: SparseSubnetModule, path: Pa
 
 def _add_newest_run(arguments: list[str]) -> list[str]:
     """Returns the arguments with the newest run filled in where they name no model at all."""
-    if any(_names_model(*pair) for pair in zip(arguments, [*arguments[1:], ""], strict=True)):
+    if any(_names_model(*pair) for pair in pairwise([*arguments, ""])):
         return arguments
     folder = RunFolder.newest(Path(_value("--run_dir", arguments) or "runs"))
     checkpoint = folder.best_checkpoint()
