@@ -25,16 +25,16 @@ demo-all: demo
 		--model.calibration_sequences 100 --model.calibration_tokens 128 --scale 0,0.25,0.5,0.75,1,1.25
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 torture: .venv/ready
 	$(BIN)/python -m tests.torture --out docs/torture.json --page docs/torture.md
 
 faults: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' --faults=docs/faults.md
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' --faults=docs/faults.md
 
 lint: .venv/ready
 	$(BIN)/ruff check .

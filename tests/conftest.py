@@ -32,26 +32,12 @@ from tests.fake_hub import server  # noqa: E402, F401 - a fixture
 from tests.faults import (  # noqa: E402, F401 - hooks and a fixture
     _fault_under_test,
     pytest_addoption,
+    pytest_collection_modifyitems,
     pytest_configure,
-    select_faults,
 )
 
 SHARED = Path(os.environ.get("NEUROGLOT_SHARED", ROOT.parent / "shared"))
 LANGUAGES = ["qaa-Latn", "qab-Latn", "qac-Latn", "qad-Cyrl", "qae-Cyrl", "qaf-Grek", "qag-Geor", "qah-Deva"]
-
-# Files that take longest. They are begun first, so that no core waits for one of them at the end.
-LONG = (
-    "test_bad_days", "test_torture", "test_compare", "test_sharded", "test_every_method", "test_bad_input",
-    "test_run_variants", "test_fitting", "test_processes", "test_runs", "test_plan", "test_evaluation",
-    "test_sharded_base", "test_publishing", "test_engines",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    select_faults(config, items)
-    places = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.location[0], len(LONG)))
-
 
 torch.set_num_threads(1)
 # Runs in this process make a report only where a test asks for one: drawing takes longer than most of them train.

@@ -134,8 +134,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before any of them is deselected
-def select_faults(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps the tests of faults alone where their page is to be written."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Slow ones are not on the page, which make faults writes without them.
     marked = [item for item in items if item.get_closest_marker("fault") and not item.get_closest_marker("slow")]
     config.stash[COLLECTED] = {item.location[0] for item in items}

@@ -263,16 +263,18 @@ def test_one_two_four_and_one_processes_read_the_text_of_one_in_its_order(workpl
         return [tuple(each) for each in sorted(each for _, where in rows for each in where)]
 
     keys = {"data__token_budget": 12288, "trainer__validate_every": 1000}
-    whole = read("whole", *workplace.adapt("numbers", **keys, name="whole"))
+    whole = read("whole", *workplace.adapt("many-processes", **keys, name="whole"))
     assert [position for position, _, _ in whole] == list(range(12288 // 64))
     ways = [(1, 0, 4), (2, 1, 8), (4, 0, 12), (1, 2, -1)]  # processes, workers, steps in all
     again = []
     for processes, workers, steps in ways:
         many = ["--trainer.strategy=ddp"] if processes > 1 else []
-        command = workplace.adapt("numbers", **keys, name="many", trainer__max_steps=steps, data__num_workers=workers)
+        command = workplace.adapt(
+            "many-processes", **keys, name="many", trainer__max_steps=steps, data__num_workers=workers
+        )
         again += read(f"on{len(again)}", *command, *many, f"--trainer.devices={processes}")
     assert again == whole
-    assert RunFolder(workplace.folder / "numbers/many").record()["status"] == "complete"
+    assert RunFolder(workplace.folder / "many-processes/many").record()["status"] == "complete"
 
 
 @pytest.mark.slow

@@ -112,8 +112,8 @@ def test_own_text_files_are_trained_on(workplace, tmp_path):
     (tmp_path / "own.txt").write_text("\n\n".join(documents[:60]), encoding="utf-8")
     # An atlas of its own: in the shared one the language would be counted on this text from now on.
     own = [f"--data.files.qah-Deva={tmp_path}/*.txt", f"--profiling.atlas={tmp_path}/own.safetensors"]
-    assert main([*workplace.adapt("own"), *own]) == 0
-    record = json.loads((workplace.folder / "own/adapted/run.json").read_text())
+    assert main([*workplace.adapt("own-text"), *own]) == 0
+    record = json.loads((workplace.folder / "own-text/adapted/run.json").read_text())
     assert record["text"]["qah-Deva"]["data_set"].startswith("files in")
 
 

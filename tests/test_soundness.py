@@ -48,13 +48,17 @@ REFUSED = {
 def test_what_can_be_known_is_refused_before_the_pool_is_profiled(workplace, capsys, tmp_path, key):
     (tmp_path / "file").write_text("no folder")
     atlas = tmp_path / "atlas.safetensors"
-    command = [*workplace.adapt("early"), f"--profiling.atlas={atlas}", key.replace("{file}", str(tmp_path / "file"))]
+    command = [
+        *workplace.adapt("too-early"),
+        f"--profiling.atlas={atlas}",
+        key.replace("{file}", str(tmp_path / "file")),
+    ]
     assert main(command) == 2
     said = capsys.readouterr()
     assert re.search(REFUSED[key], said.err), said.err
     assert not atlas.exists()
     assert "profiling q" not in said.out
-    assert not (workplace.folder / "early/adapted").exists()
+    assert not (workplace.folder / "too-early/adapted").exists()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_what_can_be_known_is_refused_before_the_pool_is_profiled(workplace, cap
 def test_a_method_that_does_not_fit_is_refused_before_text_is_tokenised(
     workplace, capsys, tmp_path, method, key, pattern
 ):
-    command = workplace.adapt("early", model__method=method)
+    command = workplace.adapt("too-early", model__method=method)
     assert main([*command, key, f"--data.cache_dir={tmp_path / 'cache'}"]) == 2
     assert re.search(pattern, capsys.readouterr().err)
     assert not (tmp_path / "cache/tokens").exists()
@@ -78,7 +82,7 @@ def test_a_language_of_the_pool_with_too_little_text_is_told_before_the_first_is
     (tmp_path / "short.txt").write_text("Ychydig.\n")
     pool = json.dumps([*LANGUAGES, "cy"])
     more = [f"--data.files.cy={tmp_path}/short.txt", f"--profiling.atlas={tmp_path}/atlas.safetensors"]
-    assert main([*workplace.adapt("early", profiling__languages=pool), *more]) == 2
+    assert main([*workplace.adapt("too-early", profiling__languages=pool), *more]) == 2
     said = capsys.readouterr()
     assert re.search(r"Welsh \(cy\) has \d+ tokens of text, less than one profiling block of 128", said.err)
     assert "profiling q" not in said.out
