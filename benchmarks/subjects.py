@@ -99,7 +99,7 @@ def _subject(model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor
 
 def _with(
     model: nn.Module, decoder: nn.Module, head: OutputHead, ids: Tensor, optimizer: Optimizer | None,
-    attached: Attached | None, seen: Callable[[], dict[str, Tensor | int]] = dict,
+    attached: Attached | None, seen: Callable[[], dict[str, Tensor]] = dict,
 ) -> Subject:  # fmt: skip
     def loss() -> Tensor:
         embedded = model.get_input_embeddings()(ids)  # type: ignore[operator]
@@ -168,11 +168,13 @@ def _method(
         if is_compiled:
             compile_layers(model, attached)
         optimizer = attached.optimizer(lr=1e-4, weight_decay=0.01, betas=(0.9, 0.999))
-        positions = (torch.arange(ids.shape[1]) % _DOCUMENT).expand_as(ids)
-        apart = batch_documents([*torch.stack((ids.cpu(), positions), dim=1)])
-        batch = {key: each.to(ids.device) for key, each in apart.items()} if is_apart else {"input_ids": ids}
+        batch = {"input_ids": ids}
+        if is_apart:
+            positions = (torch.arange(ids.shape[1]) % _DOCUMENT).expand_as(ids)
+            apart = batch_documents([*torch.stack((ids.cpu(), positions), dim=1)])
+            batch = {key: each.to(ids.device) for key, each in apart.items()}
 
-        def seen() -> dict[str, Tensor | int]:  # as in every step: the mask is another for every batch
+        def seen() -> dict[str, Tensor]:  # as in every step: the mask is another for every batch
             inputs = seen_within_documents(model, batch)
             return {key: value for key, value in inputs.items() if key != "input_ids"}
 

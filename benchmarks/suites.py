@@ -98,20 +98,17 @@ def operations(setting: Setting, device: torch.device, dtype: torch.dtype, steps
 
     ``busy`` is their sum; what a step takes beyond that, a GPU waits for the program.
     """
-    results = []
+    results, title, on_gpu = [], f"operations {setting}", device.type == "cuda"
+    kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     for name, way in _ways(setting, device, dtype, ["frozen", "packed", "documents"]).items():
-        way.step()
         with profile() as found:
             for _ in range(steps):
                 way.step()
             wait_for(device)
-        on_gpu = device.type == "cuda"
-        kind = "self_device_time_total" if on_gpu else "self_cpu_time_total"
         # On a GPU the program's operations have the time of their kernels, too.
         events = [e for e in found.key_averages() if (e.device_type == DeviceType.CUDA) == on_gpu]
         seconds = {e.key[:100]: getattr(e, kind) / 1e6 / steps for e in events if not e.is_user_annotation}
         most = sorted(seconds, key=seconds.__getitem__, reverse=True)[:_OPERATIONS]
-        title = f"operations {setting}"
         results.append(summarise(title, name, "busy", "s", [sum(seconds.values())]))
         results += [summarise(title, name, each, "s", [seconds[each]]) for each in most]
     return results

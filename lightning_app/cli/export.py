@@ -109,10 +109,10 @@ def _say_both_losses(folder: RunFolder, quantization: str) -> None:
     say(f"measuring it on FLORES dev on the base as it is; it was trained on one in {quantization}")
     base, adapted = losses_on_base_as_it_is(folder)
     for code in folder.record()["targets"]:
-        here, there = ((first[code][0], last[code][0]) for first, last in ((base, adapted), (before, trained)))
-        both = (f"{last:.4f} ({last - first:+.4f})" for first, last in (here, there))
-        say("{}: {} nats per token on the base as it is, {} in {}".format(code, *both, quantization))
-        if here[1] > here[0]:
+        rise, in_training = (last[code][0] - first[code][0] for first, last in ((base, adapted), (before, trained)))
+        here, there = f"{adapted[code][0]:.4f} ({rise:+.4f})", f"{trained[code][0]:.4f} ({in_training:+.4f})"
+        say(f"{code}: {here} nats per token on the base as it is, {there} in {quantization}")
+        if rise > 2 * result["best"].get("errors", {}).get(code, 0.0):
             say(
                 f"warning: {code} is worse on the base as it is than without the change, which makes good what "
                 f"{quantization} lost; train on the base as it is, or on one that loses less"

@@ -85,13 +85,14 @@ class _PackedFFN(torch.autograd.Function):
 
 class _PackedRows(NeuronRows):
     function = _PackedFFN
-    _found: tuple[torch.device, dict[str, VectorPlace]] | None = None
+    _places: Mapping[str, VectorPlace] | None = None
+    _places_on: torch.device | None = None
 
-    def places(self) -> Mapping[str, tuple[Tensor, VectorPlace]]:
-        device = self.neurons.device
-        if self._found is None or self._found[0] != device:
-            self._found = device, {name: self._ffn.place(name, self.neurons) for name, _ in self.named_parameters()}
-        return {name: (self._ffn.linear(name).weight, place) for name, place in self._found[1].items()}
+    def places(self) -> Mapping[str, VectorPlace]:
+        if self._places is None or self._places_on != self.neurons.device:  # Lightning moves the base after a resume
+            self._places = {name: self._ffn.place(name, self.neurons) for name, _ in self.named_parameters()}
+            self._places_on = self.neurons.device
+        return self._places
 
 
 class PackedEngine(NeuronTraining):
@@ -148,11 +149,8 @@ class PackedEngine(NeuronTraining):
 
     def after_step(self) -> None:
         """Rounds the rows of all layers at once, and writes them into the matrices."""
-        written = [
-            (weight, place, rows.get_parameter(name).detach())
-            for rows in self._stepped
-            for name, (weight, place) in rows.places().items()
-        ]
-        vectors = rounded([(vectors, weight.dtype) for weight, _, vectors in written])
-        for (weight, place, _), own in zip(written, vectors, strict=True):
-            place.write(weight, own)
+        places = [(rows, name, place) for rows in self._stepped for name, place in rows.places().items()]
+        matrices = [rows.matrix(name) for rows, name, _ in places]
+        vectors = rounded([rows.get_parameter(name).detach() for rows, name, _ in places], matrices)
+        for (_, _, place), matrix, own in zip(places, matrices, vectors, strict=True):
+            place.write(matrix, own)

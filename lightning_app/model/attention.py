@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from lightning_app.errors import UserError
 
 _CAUSAL = "causal_sdpa"
+_BOUNDS = "cu_seq_lens_q"  # as transformers calls it, so that every architecture hands it on
 
 
 def attend_without_masks(model: PreTrainedModel) -> PreTrainedModel:
@@ -43,7 +44,7 @@ def attend_with_masks(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def seen_within_documents(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor | int]:
+def seen_within_documents(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns what a model is called with for attention that ends where a document begins.
 
     transformers makes masks from the positions, anew for every layer's kernel, and waits for the device to do so; with
@@ -60,13 +61,12 @@ def seen_within_documents(model: PreTrainedModel, batch: Mapping[str, Tensor]) -
     if "position_ids" not in batch:
         return {"input_ids": ids_BT}
     positions_BT, bounds = batch["position_ids"], batch["bounds"]
-    inputs: dict[str, Tensor | int] = {"input_ids": ids_BT, "position_ids": positions_BT}
-    T, kind = ids_BT.shape[1], model.config.get_text_config()._attn_implementation
-    if "flash_attention" in kind or (kind == _CAUSAL and takes_bounds(model, ids_BT.device)):
-        # The longest document is not longer than a row; to know more, one would wait for the device.
-        return inputs | {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": T, "max_length_k": T}
-    if kind != _CAUSAL:
+    inputs = {"input_ids": ids_BT, "position_ids": positions_BT}
+    if model.config.get_text_config()._attn_implementation != _CAUSAL:
         return inputs
+    if takes_bounds(model, ids_BT.device):
+        return inputs | {_BOUNDS: bounds}
+    T = ids_BT.shape[1]
     document_BT = (positions_BT == 0).cumsum(1)
     seen_BTT = (document_BT[:, :, None] == document_BT[:, None]).tril()
     mask_BTT = torch.zeros((len(ids_BT), T, T), dtype=model.dtype, device=ids_BT.device)
@@ -103,22 +103,19 @@ def _attend(
     value_BHTd: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attends as transformers does through torch, or within the bounds of documents where they are given."""
-    if cu_seq_lens_q is None or max_length_q is None:
+    bounds: Tensor | None = options.get(_BOUNDS)
+    if bounds is None:
         return sdpa_attention_forward(
             module, query_BHTd, key_BHTd, value_BHTd, attention_mask, scaling=scaling, **options
         )
     B, _, T, _ = query_BHTd.shape
     dtype = _dtype_on(query_BHTd.device, value_BHTd.dtype)
     query, key, value = (each.transpose(1, 2).flatten(0, 1).to(dtype) for each in (query_BHTd, key_BHTd, value_BHTd))
-    bounds, longest, causal = cu_seq_lens_q, max_length_q, (-1, 0)
-    out = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=causal, enable_gqa=True
-    )
+    # No document is longer than a row; to know more, one would wait for the device. The window is causal.
+    out = varlen_attn(query, key, value, bounds, bounds, T, T, scale=scaling, window_size=(-1, 0), enable_gqa=True)
     return cast(Tensor, out).unflatten(0, (B, T)), None
 
 

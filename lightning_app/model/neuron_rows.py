@@ -45,9 +45,13 @@ class NeuronRows(nn.Module):
         rows = [self._parameters.get(projection) for projection in ("gate", "up", "down")]
         return self.function.apply(x, *rows, self._ffn, self.neurons)
 
-    def places(self) -> Mapping[str, tuple[Tensor, VectorPlace]]:
-        """Returns the matrix that each projection's rows are written into, and where; none where they compute."""
+    def places(self) -> Mapping[str, VectorPlace]:
+        """Returns where each projection's rows are written in its matrix; nowhere where they compute themselves."""
         return {}
+
+    def matrix(self, projection: str) -> Tensor:
+        """Returns the FFN's own matrix of a projection."""
+        return self._ffn.linear(projection).weight
 
 
 def in_rows_dtype(tensor: Tensor) -> Tensor:
@@ -55,12 +59,13 @@ def in_rows_dtype(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def rounded(vectors: Sequence[tuple[Tensor, torch.dtype]]) -> list[Tensor]:
-    """Returns tensors in the dtypes that go with them, all that have another by one call."""
-    found = [own if own.dtype == dtype else torch.empty_like(own, dtype=dtype) for own, dtype in vectors]
-    pairs = [(new, old) for new, (old, _) in zip(found, vectors, strict=True) if new is not old]
-    if pairs:
-        torch._foreach_copy_([new for new, _ in pairs], [old for _, old in pairs])
+def rounded(vectors: Sequence[Tensor], matrices: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns each of the vectors in the dtype of its matrix, all by one call where one has another."""
+    dtypes = [matrix.dtype for matrix in matrices]
+    if dtypes == [own.dtype for own in vectors]:
+        return vectors
+    found = [torch.empty_like(own, dtype=dtype) for own, dtype in zip(vectors, dtypes, strict=True)]
+    torch._foreach_copy_(found, list(vectors))
     return found
 
 
